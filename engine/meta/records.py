@@ -1,0 +1,244 @@
+"""What is stored under the keys of ``keyspace.py``: MessagePack arrays with a format version.
+
+Every struct is array-like, its first field is the format version, and fields are only ever
+appended with a default, so that an older record still decodes.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias, TypeVar
+
+import msgspec
+
+from engine.ids import BucketId, ChunkId, DataId, NodeId, UploadId
+
+T = TypeVar("T")
+
+
+class _Record(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    pass
+
+
+class BucketRecord(_Record):
+    format: int
+    bucket_id: BucketId
+    owner: str
+    created_ms: int
+    versioning: str = ""
+    """``""`` (never enabled), ``"Enabled"`` or ``"Suspended"``, as S3 spells them."""
+    region: str = ""
+    object_ownership: str = ""
+
+
+class Checksum(_Record):
+    algorithm: str
+    """``CRC32``, ``CRC32C``, ``CRC64NVME``, ``SHA1`` or ``SHA256``."""
+    value: bytes
+    type: str = "FULL_OBJECT"
+    """``FULL_OBJECT``, or ``COMPOSITE``: of the parts' checksums; shown with ``-parts``."""
+    parts: int = 0
+
+
+class InlineData(_Record, tag="i"):
+    """The bytes themselves."""
+
+    data: bytes
+
+
+class InlineRow(_Record, tag="r"):
+    """The bytes are under the data id in the ``inline`` subspace."""
+
+
+class ChunkData(_Record, tag="c"):
+    """(chunk id, size in bytes) of each chunk, in the order of the object's bytes."""
+
+    chunks: list[tuple[ChunkId, int]]
+
+
+class PartData(_Record, tag="p"):
+    """The object is made of parts: a manifest and part rows under the upload's id."""
+
+    upload_id: UploadId
+
+
+Data: TypeAlias = InlineData | InlineRow | ChunkData | PartData
+
+
+class VersionRecord(_Record):
+    """One version of one key, or a delete marker. Listing decodes ``ListedVersion`` only."""
+
+    format: int
+    sequence: int
+    """Counts up by one with every version of the key."""
+    size: int
+    modified_ms: int
+    etag: str
+    """Without quotes."""
+    version_id: str
+    """``null`` or a version id (``keyspace.version_id``)."""
+    delete_marker: bool
+    storage_class: str
+    checksum_shown: str
+    """What listings show: ``""`` or e.g. ``CRC64NVME FULL_OBJECT``."""
+    # The above is ListedVersion.
+    data_id: DataId
+    data: Data
+    headers: list[tuple[str, str]] = []
+    """Standard headers, byte for byte as latin-1, names in lower case."""
+    metadata: list[tuple[str, str]] = []
+    """User metadata without ``x-amz-meta-``, names in lower case."""
+    tags: list[tuple[str, str]] = []
+    checksums: list[Checksum] = []
+    parts_count: int = 0
+
+
+class ListedVersion(_Record):
+    """The first fields of ``VersionRecord``: what a listing shows of a version."""
+
+    format: int
+    sequence: int
+    size: int
+    modified_ms: int
+    etag: str
+    version_id: str
+    delete_marker: bool
+    storage_class: str
+    checksum_shown: str
+
+
+class ChunkOwner(_Record):
+    """Who owns a chunk: a part (``upload_id`` set), or a version of an object."""
+
+    bucket_id: BucketId
+    key: bytes
+    sequence: int
+    data_id: DataId
+    upload_id: UploadId | None = None
+    part_number: int = 0
+
+
+class ChunkRecord(_Record):
+    """Where a chunk's fragments are and how they are coded."""
+
+    format: int
+    size: int
+    """Bytes of user data."""
+    data_blocks: int
+    """k; 1 for replicated chunks, whose parity blocks are copies."""
+    parity_blocks: int
+    """m"""
+    block_size: int
+    """Bytes of a block in every stripe but the last, without its hash."""
+    nodes: list[NodeId]
+    """Of fragment 0, 1, ...: ``data_blocks + parity_blocks`` of them."""
+    owner: ChunkOwner
+
+
+class UploadRecord(_Record):
+    """A multipart upload under way."""
+
+    format: int
+    started_ms: int
+    storage_class: str
+    headers: list[tuple[str, str]]
+    metadata: list[tuple[str, str]]
+    tags: list[tuple[str, str]]
+    checksum_algorithm: str = ""
+    checksum_type: str = ""
+
+
+class PartRecord(_Record):
+    format: int
+    size: int
+    modified_ms: int
+    etag: str
+    data_id: DataId
+    data: Data
+    checksums: list[Checksum] = []
+
+
+class ManifestRecord(_Record):
+    """The parts of a completed upload, and what Complete answered, so it can answer again."""
+
+    format: int
+    bucket_id: BucketId
+    key: bytes
+    etag: str
+    version_id: str
+    completed_ms: int
+    parts: list[tuple[int, int]]
+    """(part number, size in bytes), ascending."""
+
+
+class GarbageRecord(_Record):
+    """Bytes that no version owns any more."""
+
+    format: int
+    data: Data
+
+
+class SessionRecord(_Record):
+    """A process that writes chunks and reads versions; it renews this while it lives."""
+
+    format: int
+    host: str
+    pid: int
+    started_ms: int
+    expires_ms: int
+    read_horizon_ms: int
+    """What was deleted at or after this moment may still be read by this process."""
+
+
+class NodeRecord(_Record):
+    format: int
+    drive_id: str
+    """Identity of the drive that is in this slot now (``drive.json``)."""
+    location: str
+    """Folder of a local drive."""
+    added_ms: int
+    state: str = "up"
+
+
+class RepairRecord(_Record):
+    format: int
+    since_ms: int
+    reason: str
+    """``missing``, ``damaged`` or ``rebuild``."""
+
+
+class LeaseRecord(_Record):
+    format: int
+    holder: bytes
+    expires_ms: int
+
+
+class FeedRecord(_Record):
+    """One change of one key. ``kind``: ``put``, ``delete``, ``marker``, ``tags``."""
+
+    format: int
+    at_ms: int
+    bucket_id: BucketId
+    key: bytes
+    kind: str
+    version_id: str
+
+
+FORMAT = 1
+
+_encoder = msgspec.msgpack.Encoder()
+encode = _encoder.encode
+"""``encode(record) -> bytes``"""
+
+decode_bucket = msgspec.msgpack.Decoder(BucketRecord).decode
+decode_version = msgspec.msgpack.Decoder(VersionRecord).decode
+decode_listed = msgspec.msgpack.Decoder(ListedVersion).decode
+decode_chunk = msgspec.msgpack.Decoder(ChunkRecord).decode
+decode_upload = msgspec.msgpack.Decoder(UploadRecord).decode
+decode_part = msgspec.msgpack.Decoder(PartRecord).decode
+decode_manifest = msgspec.msgpack.Decoder(ManifestRecord).decode
+decode_garbage = msgspec.msgpack.Decoder(GarbageRecord).decode
+decode_session = msgspec.msgpack.Decoder(SessionRecord).decode
+decode_node = msgspec.msgpack.Decoder(NodeRecord).decode
+decode_repair = msgspec.msgpack.Decoder(RepairRecord).decode
+decode_lease = msgspec.msgpack.Decoder(LeaseRecord).decode
+decode_feed = msgspec.msgpack.Decoder(FeedRecord).decode
