@@ -1,0 +1,273 @@
+"""What frontends hand to the engine and get back. Names are S3's where S3 has one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, TypeAlias
+
+import msgspec
+
+from engine.ids import BucketId, UploadId
+from engine.meta.records import Checksum, ListedVersion, VersionRecord
+
+Pairs: TypeAlias = list[tuple[str, str]]
+Digests: TypeAlias = Mapping[str, bytes]
+"""Raw digests by algorithm: ``MD5``, ``CRC32``, ``CRC32C``, ``CRC64NVME``, ``SHA1``, ``SHA256``."""
+
+KEY_BYTES_MAX = 1024
+PART_NUMBER_MAX = 10_000
+PART_SIZE_MIN = 5 << 20
+OBJECT_SIZE_MAX = 5 << 40
+PUT_SIZE_MAX = 5 << 30
+
+
+class Source(Protocol):
+    """Where the bytes of a new object or part come from; the engine pulls them."""
+
+    async def readinto(self, buffer: memoryview) -> int:
+        """Fill at least one byte of ``buffer`` and return how many; 0 only at the end.
+
+        May raise an EngineError (or its frontend's own error): nothing is stored then.
+        """
+
+
+Check: TypeAlias = Callable[[Digests], list[Checksum]]
+"""Called once all bytes came, before anything is committed: raises when a digest is not what was
+announced, and returns the checksums to keep with the object."""
+
+
+class BucketInfo(msgspec.Struct, frozen=True):
+    name: str
+    bucket_id: BucketId
+    owner: str
+    created_ms: int
+    versioning: str
+    """``""``, ``"Enabled"`` or ``"Suspended"``."""
+    region: str
+
+
+class Attributes(msgspec.Struct, frozen=True):
+    """What the writer says about an object beside its bytes."""
+
+    headers: Pairs = []
+    """Standard headers to give back byte for byte: content-type, cache-control, expires, ..."""
+    metadata: Pairs = []
+    """User metadata without ``x-amz-meta-``, names in lower case."""
+    tags: Pairs = []
+    storage_class: str = "STANDARD"
+
+
+class Conditions(msgspec.Struct, frozen=True):
+    """Preconditions (RFC 9110, section 13), decided in the transaction that commits.
+
+    ETags are without quotes, ``"*"`` stands for any; times are in ms.
+    """
+
+    if_match: tuple[str, ...] | None = None
+    if_none_match: tuple[str, ...] | None = None
+    if_modified_since_ms: int | None = None
+    if_unmodified_since_ms: int | None = None
+    if_match_size: int | None = None
+    """Conditional delete only."""
+    if_match_modified_ms: int | None = None
+    """Conditional delete only: equal to the second."""
+
+
+NO_CONDITIONS = Conditions()
+
+
+class ObjectInfo(NamedTuple):
+    """One version of an object, without its bytes."""
+
+    bucket: BucketInfo
+    key: str
+    record: VersionRecord
+
+    @property
+    def size(self) -> int:
+        return self.record.size
+
+    @property
+    def etag(self) -> str:
+        return self.record.etag
+
+    @property
+    def modified_ms(self) -> int:
+        return self.record.modified_ms
+
+    @property
+    def version_id(self) -> str | None:
+        """The id to show: None in a bucket that never had versioning."""
+        return self.record.version_id if self.bucket.versioning else None
+
+
+@dataclass(frozen=True, slots=True)
+class Deleted:
+    """What a delete did. ``version_id`` is of the version removed, or of the marker made."""
+
+    key: str
+    version_id: str | None
+    delete_marker: bool
+    """A delete marker was made (no version was named) or removed (it was named)."""
+
+
+class DeleteItem(NamedTuple):
+    key: str
+    version_id: str | None = None
+    conditions: Conditions = NO_CONDITIONS
+
+
+class CopySource(NamedTuple):
+    bucket: str
+    key: str
+    version_id: str | None = None
+    conditions: Conditions = NO_CONDITIONS
+    first: int | None = None
+    """First byte to copy, with ``last``; None: all of it."""
+    last: int | None = None
+    """Last byte to copy, inclusive."""
+
+
+class ListedObject(NamedTuple):
+    key: str
+    version: ListedVersion
+
+
+class ListedKeyVersion(NamedTuple):
+    key: str
+    version: ListedVersion
+    is_latest: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectListing:
+    bucket: BucketInfo
+    objects: list[ListedObject]
+    prefixes: list[str]
+    """Common prefixes, in order; they count against the limit as objects do."""
+    next_after: str | None
+    """Where the next page starts (``after``); None at the end."""
+
+
+@dataclass(frozen=True, slots=True)
+class VersionListing:
+    bucket: BucketInfo
+    versions: list[ListedKeyVersion]
+    """Keys ascending, versions of a key newest first; delete markers among them."""
+    prefixes: list[str]
+    next_key: str | None
+    next_version_id: str | None
+    """With ``next_key``; None when the next page starts behind all versions of the key."""
+
+
+class UploadInfo(NamedTuple):
+    bucket: BucketInfo
+    key: str
+    upload_id: UploadId
+    started_ms: int
+    storage_class: str
+    checksum_algorithm: str
+    """``""`` when Create named none."""
+    checksum_type: str
+
+
+class PartInfo(NamedTuple):
+    number: int
+    size: int
+    modified_ms: int
+    etag: str
+    checksums: list[Checksum]
+
+
+class CompletePart(NamedTuple):
+    """One line of Complete's part list."""
+
+    number: int
+    etag: str
+    checksums: list[Checksum]
+    """Those that the client repeated; compared with the part's."""
+
+
+@dataclass(frozen=True, slots=True)
+class PartListing:
+    upload: UploadInfo
+    parts: list[PartInfo]
+    next_after: int | None
+    """Part number after which the next page starts; None at the end."""
+
+
+@dataclass(frozen=True, slots=True)
+class UploadListing:
+    bucket: BucketInfo
+    uploads: list[UploadInfo]
+    prefixes: list[str]
+    next_key: str | None
+    next_upload_id: UploadId | None
+
+
+class DriveStatus(msgspec.Struct, frozen=True):
+    node_id: str
+    location: str
+    state: str
+    """``up``, ``missing``, ``failed``, ``rebuilding`` or ``full``."""
+    total: int
+    free: int
+    live: int
+    dead: int
+    fragments: int
+    damaged: int
+    """Damaged or missing fragments found since the store was made."""
+    repaired: int
+
+
+class StoreStatus(msgspec.Struct, frozen=True):
+    store_id: str
+    profile: str
+    drives: list[DriveStatus]
+    buckets: int
+    objects: int
+    bytes: int
+    repair_queue: int
+    """Chunks that wait for repair."""
+    garbage_queue: int
+    """Versions and parts whose bytes wait for garbage collection."""
+
+
+class FsckReport(msgspec.Struct, frozen=True):
+    """Counts of what was proved, and of what was found wrong; ``problems`` names the first 100."""
+
+    objects: int
+    versions: int
+    uploads: int
+    chunks: int
+    fragments: int
+    missing_fragments: int
+    damaged_fragments: int
+    orphan_fragments: int
+    """On drives without an owner, and no live session could still own them."""
+    orphan_chunks: int
+    unreadable_chunks: int
+    """Fewer than k whole fragments."""
+    wrong_counters: int
+    problems: list[str]
+
+    @property
+    def clean(self) -> bool:
+        return not (
+            self.missing_fragments
+            or self.damaged_fragments
+            or self.orphan_fragments
+            or self.orphan_chunks
+            or self.unreadable_chunks
+            or self.wrong_counters
+        )
+
+
+class GcReport(msgspec.Struct, frozen=True):
+    garbage: int
+    """Garbage entries taken."""
+    fragments: int
+    bytes: int
+    orphans: int
+    uploads_aborted: int = 0
