@@ -187,6 +187,8 @@ class SessionRecord(_Record):
     expires_ms: int
     read_horizon_ms: int
     """What was deleted at or after this moment may still be read by this process."""
+    dead: bool = False
+    """Set by the collector once expired: commits under this session fail from then on."""
 
 
 class NodeRecord(_Record):
@@ -197,6 +199,7 @@ class NodeRecord(_Record):
     """Folder of a local drive."""
     added_ms: int
     state: str = "up"
+    """``up``, or ``rebuilding`` while a replaced drive gets its fragments back."""
 
 
 class RepairRecord(_Record):

@@ -1,0 +1,128 @@
+"""Operations on buckets and their configuration documents."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+
+import msgspec
+
+from engine.errors import BucketExists, BucketNotEmpty, InvalidName, NoSuchBucket, NoSuchConfiguration
+from engine.ids import BucketId
+from engine.meta import keyspace
+from engine.meta.kv import ReadTransaction, Transaction
+from engine.meta.records import FORMAT, BucketRecord, decode_bucket, encode
+from engine.store import Store, bucket_info, get_bucket
+from engine.types import BucketInfo
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+
+
+def check_bucket_name(name: str) -> None:
+    """Raises InvalidName unless the name follows S3's rules for new buckets.
+
+    Source: S3 User Guide, "General purpose bucket naming rules".
+    """
+    if not _NAME.fullmatch(name):
+        raise InvalidName(
+            name, "3 to 63 characters a-z, 0-9, '-' and '.', a letter or digit at both ends"
+        )
+    if ".." in name or ".-" in name or "-." in name:
+        raise InvalidName(name, "a '.' stands between letters or digits")
+    if name.startswith(("xn--", "sthree-")) or name.endswith(("-s3alias", "--ol-s3")):
+        raise InvalidName(name, "this prefix or suffix is reserved")
+    try:
+        ipaddress.IPv4Address(name)
+    except ValueError:
+        return
+    raise InvalidName(name, "a bucket name does not look like an IP address")
+
+
+class Buckets:
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def create(self, name: str, owner: str, region: str) -> BucketInfo:
+        check_bucket_name(name)
+        row_key = keyspace.bucket(name)
+        record = BucketRecord(
+            format=FORMAT,
+            bucket_id=BucketId(self._store.random(8)),
+            owner=owner,
+            created_ms=self._store.clock(),
+            region=region,
+        )
+        row = encode(record)
+
+        async def body(tr: Transaction) -> None:
+            existing = await tr.get(row_key)
+            if existing is not None:
+                raise BucketExists(name, decode_bucket(existing).owner)
+            tr.set(row_key, row)
+
+        await self._store.db.run(body)
+        return bucket_info(name, row)
+
+    async def get(self, name: str) -> BucketInfo:
+        async def body(tr: ReadTransaction) -> BucketInfo:
+            return await get_bucket(tr, name)
+
+        return await self._store.db.read(body)
+
+    async def delete(self, name: str) -> None:
+        async def body(tr: Transaction) -> None:
+            bucket = await get_bucket(tr, name)
+            for subspace in (keyspace.OBJECT, keyspace.VERSION, keyspace.UPLOAD):
+                prefix = subspace + bucket.bucket_id
+                if await tr.get_range(prefix, keyspace.after_prefix(prefix), limit=1):
+                    raise BucketNotEmpty(name)
+            tr.clear(keyspace.bucket(name))
+            for subspace in (keyspace.CONFIG, keyspace.NULL, keyspace.USAGE):
+                prefix = subspace + bucket.bucket_id
+                tr.clear_range(prefix, keyspace.after_prefix(prefix))
+
+        await self._store.db.run(body)
+
+    async def list(self, prefix: str, after: str, limit: int) -> tuple[list[BucketInfo], bool]:
+        begin = max(keyspace.bucket(prefix), keyspace.after(keyspace.bucket(after)))
+        end = keyspace.after_prefix(keyspace.bucket(prefix))
+
+        async def body(tr: ReadTransaction) -> list[tuple[bytes, bytes]]:
+            return await tr.get_range(begin, end, limit=limit + 1)
+
+        rows = await self._store.db.read(body)
+        return [bucket_info(key[1:].decode(), row) for key, row in rows[:limit]], len(rows) > limit
+
+    async def set_versioning(self, name: str, state: str) -> None:
+        async def body(tr: Transaction) -> None:
+            row = await tr.get(keyspace.bucket(name))
+            if row is None:
+                raise NoSuchBucket(name)
+            record = msgspec.structs.replace(decode_bucket(row), versioning=state)
+            tr.set(keyspace.bucket(name), encode(record))
+
+        await self._store.db.run(body)
+
+    async def config(self, name: str, kind: str) -> bytes:
+        async def body(tr: ReadTransaction) -> bytes:
+            bucket = await get_bucket(tr, name)
+            document = await tr.get(keyspace.config(bucket.bucket_id, kind))
+            if document is None:
+                raise NoSuchConfiguration(name, kind)
+            return document
+
+        return await self._store.db.read(body)
+
+    async def put_config(self, name: str, kind: str, document: bytes) -> None:
+        async def body(tr: Transaction) -> None:
+            bucket = await get_bucket(tr, name)
+            tr.set(keyspace.config(bucket.bucket_id, kind), document)
+
+        await self._store.db.run(body)
+
+    async def delete_config(self, name: str, kind: str) -> None:
+        async def body(tr: Transaction) -> None:
+            bucket = await get_bucket(tr, name)
+            tr.clear(keyspace.config(bucket.bucket_id, kind))
+
+        await self._store.db.run(body)
