@@ -1,0 +1,225 @@
+"""Settings of ``lode serve``: option, then environment, then file, then default.
+
+The names are the same everywhere: the option ``--tls-cert`` is ``LODE_TLS_CERT`` in the
+environment and ``tls-cert`` in the file.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TypeAlias
+
+import msgspec
+
+from cli.arguments import Address, parse_duration, split_list
+from engine.config import Profile, StoreConfig
+from engine.errors import ConfigError
+
+WORKERS_MAX = 64
+WORKERS_DEFAULT_MAX = 8
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+Value: TypeAlias = str | int | float | bool | list[str]
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
+    """What one ``lode serve`` was told. Paths are absolute."""
+
+    data: Path = Path("data")
+    drives: tuple[Path, ...] = ()
+    profile: Profile | None = None
+    s3: Address = Address("127.0.0.1", 9000)
+    workers: int = 0
+    """Processes that serve; 0 is replaced by one per core, at most 8."""
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    domain: tuple[str, ...] = ()
+    """Base names for virtual-host addressing: ``bucket.DOMAIN``."""
+    region: str = "us-east-1"
+    grace: float = StoreConfig(data=Path()).grace_s
+    """Seconds that bytes without an owner are kept."""
+    log_level: str = "info"
+    log_json: bool = False
+
+    def store_config(self) -> StoreConfig:
+        return StoreConfig(
+            data=self.data, drives=self.drives, profile=self.profile, grace_s=self.grace
+        )
+
+
+OPTION_NAMES = frozenset(Settings.__struct_encode_fields__)
+
+
+def load_settings(
+    options: Mapping[str, Value | None],
+    environment: Mapping[str, str],
+    config_file: Path | None,
+) -> Settings:
+    """Merge and check everything that configures a server.
+
+    Args:
+        options: by option name without dashes in front; None where none was given.
+        environment: the process environment; names that begin with ``LODE_`` count.
+        config_file: TOML; relative paths in it are relative to its folder.
+
+    Raises:
+        ConfigError: names the key, where it stands, and what would be right.
+    """
+    fields: dict[str, object] = {}
+    if config_file is not None:
+        folder = config_file.absolute().parent
+        for name, value in _read_file(config_file).items():
+            fields[name] = _convert(name, value, f"{name} in {config_file}", folder)
+    here = Path.cwd()
+    for name in OPTION_NAMES:
+        variable = variable_of(name)
+        if text := environment.get(variable, ""):
+            fields[name] = _convert(name, text, variable, here)
+    for name, option in options.items():
+        if option is not None:
+            fields[name] = _convert(name, option, f"--{name}", here)
+    fields.setdefault("data", here / "data")
+    fields.setdefault("workers", default_workers())
+    settings = Settings(**{name.replace("-", "_"): value for name, value in fields.items()})
+    if (settings.tls_cert is None) != (settings.tls_key is None):
+        raise ConfigError("--tls-cert and --tls-key belong together: give both or neither")
+    return settings
+
+
+def variable_of(name: str) -> str:
+    return "LODE_" + name.replace("-", "_").upper()
+
+
+def default_workers() -> int:
+    """Return how many cores this process may use, at most 8."""
+    return max(1, min(len(os.sched_getaffinity(0)), WORKERS_DEFAULT_MAX))
+
+
+def data_folder(option: Path | None, environment: Mapping[str, str]) -> Path:
+    """Return the store's folder for commands that need nothing else."""
+    return Path(option or environment.get("LODE_DATA") or "data").absolute()
+
+
+def _read_file(path: Path) -> dict[str, Value]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 text") from error
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    for name in document:
+        if name not in OPTION_NAMES:
+            near = get_close_matches(name, OPTION_NAMES, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(sorted(OPTION_NAMES))}"
+            raise ConfigError(f"unknown key {name!r} in {path}: {hint}")
+    return document
+
+
+def _convert(name: str, value: Value, where: str, folder: Path) -> object:
+    """Return ``value`` as the type of the setting; relative paths start at ``folder``."""
+    try:
+        match name:
+            case "data" | "tls-cert" | "tls-key":
+                return _path(_text(value), folder)
+            case "drives":
+                return _drives(_texts(value), folder)
+            case "domain":
+                return tuple(_domain(item) for item in _texts(value))
+            case "profile":
+                return Profile.parse(_text(value))
+            case "s3":
+                return Address.parse(_text(value))
+            case "workers":
+                return _workers(value)
+            case "grace":
+                return _seconds(value)
+            case "log-level":
+                return _choice(_text(value).lower(), LOG_LEVELS)
+            case "log-json":
+                return _flag(value)
+            case _:
+                return _token(_text(value))
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
+
+
+def _text(value: Value) -> str:
+    if not isinstance(value, str) or not value:
+        raise ConfigError(f"expected text, not {value!r}")
+    return value
+
+
+def _texts(value: Value) -> list[str]:
+    # A TOML array is taken as it is; only command line and environment need comma lists.
+    if isinstance(value, str):
+        return split_list([value])
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise ConfigError(f"expected a list of texts, not {value!r}")
+    return value
+
+
+def _path(text: str, folder: Path) -> Path:
+    if "\0" in text:
+        raise ConfigError(f"{text!r} is no path")
+    return Path(os.path.normpath(folder / Path(text).expanduser()))
+
+
+def _drives(texts: list[str], folder: Path) -> tuple[Path, ...]:
+    drives = tuple(_path(text, folder) for text in texts)
+    for drive in drives:
+        if drives.count(drive) > 1:
+            raise ConfigError(f"{drive} is named twice; every drive needs a folder of its own")
+    return drives
+
+
+def _domain(text: str) -> str:
+    labels = text.lower().rstrip(".").split(".")
+    if not all(label.replace("-", "").isalnum() and label.isascii() for label in labels):
+        raise ConfigError(f"{text!r} is no host name")
+    return ".".join(labels)
+
+
+def _workers(value: Value) -> int:
+    if isinstance(value, str) and value.isascii() and value.isdecimal():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= WORKERS_MAX:
+        raise ConfigError(f"expected a number from 1 to {WORKERS_MAX}, not {value!r}")
+    return value
+
+
+def _seconds(value: Value) -> float:
+    if isinstance(value, str):
+        return parse_duration(value)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e10:
+        raise ConfigError(f"expected a time, not {value!r}")
+    return float(value)
+
+
+def _choice(text: str, choices: tuple[str, ...]) -> str:
+    if text not in choices:
+        raise ConfigError(f"{text!r} is none of {', '.join(choices)}")
+    return text
+
+
+def _flag(value: Value) -> bool:
+    if isinstance(value, bool):
+        return value
+    return _choice(_text(value).lower(), ("1", "true", "yes", "0", "false", "no")) in (
+        "1",
+        "true",
+        "yes",
+    )
+
+
+def _token(text: str) -> str:
+    if not text.isascii() or not text.replace("-", "").isalnum():
+        raise ConfigError(f"{text!r} may have only letters, digits and dashes")
+    return text
