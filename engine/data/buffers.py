@@ -1,0 +1,119 @@
+"""Reusable stripe buffers, and the bound on how many bytes of them a process holds.
+
+Fresh memory costs about 1 ms per MiB in page faults on a virtual machine, ten times what reading
+or coding it costs. So buffers are kept and used again.
+
+The rule against deadlock: a request may always take one stripe (``acquire``), and takes
+everything beyond that (more stripes per step, reading ahead) only when ``try_acquire`` grants it
+at once. Nobody ever waits for memory.
+
+Concurrency: everything here is called on the trio thread only.
+"""
+
+from __future__ import annotations
+
+
+class Budget:
+    """Bytes that may be held beyond one stripe per request."""
+
+    __slots__ = ("held", "limit")
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.held = 0
+
+    def try_acquire(self, size: int) -> bool:
+        """Take ``size`` bytes, or return False.
+
+        Nobody is granted more than a quarter of what is free: the fuller, the smaller the
+        grants, so that slow clients who came first leave something for later ones.
+        """
+        if size * 4 > self.limit - self.held:
+            return False
+        self.held += size
+        return True
+
+    def release(self, size: int) -> None:
+        self.held -= size
+
+
+class Buffer:
+    """``view`` is valid until ``release``, which may be called more than once."""
+
+    __slots__ = ("_granted", "_pool", "_storage", "view")
+
+    def __init__(self, pool: BufferPool, storage: bytearray, granted: bool) -> None:
+        self._pool: BufferPool | None = pool
+        self._storage = storage
+        self._granted = granted
+        self.view = memoryview(storage)
+        """At least as long as what was asked for; content is left over from earlier use."""
+
+    def release(self) -> None:
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            pool._take_back(self._storage, self._granted)
+
+
+class BufferPool:
+    """Hands out buffers; keeps up to ``idle_max`` bytes of returned ones for the next."""
+
+    __slots__ = ("_idle", "_idle_max", "budget", "idle", "outstanding")
+
+    SMALLEST = 4096
+
+    def __init__(self, budget: Budget, *, idle_max: int) -> None:
+        self.budget = budget
+        self._idle_max = idle_max
+        self._idle: dict[int, list[bytearray]] = {}
+        self.idle = 0
+        """Bytes kept for reuse."""
+        self.outstanding = 0
+        """Bytes handed out, granted or not."""
+
+    def acquire(self, size: int) -> Buffer:
+        """Return a buffer of at least ``size`` bytes: the one that a request may always have."""
+        return self._hand_out(size, granted=False)
+
+    def try_acquire(self, size: int) -> Buffer | None:
+        """Return a buffer of at least ``size`` bytes if the budget allows it now."""
+        if not self.budget.try_acquire(self._class_of(size)):
+            return None
+        return self._hand_out(size, granted=True)
+
+    def acquire_stripes(self, stripe_size: int, count: int, *, first: bool) -> Buffer | None:
+        """Return a buffer of up to ``count`` stripes: as many as the budget allows, halving.
+
+        ``first``: the request holds no buffer, so it gets one stripe in any case.
+        """
+        while count > 1:
+            buffer = self.try_acquire(stripe_size * count)
+            if buffer is not None:
+                return buffer
+            count //= 2
+        return self.acquire(stripe_size) if first else self.try_acquire(stripe_size)
+
+    def _class_of(self, size: int) -> int:
+        # Powers of two and the steps at 5/4, 6/4 and 7/4: few classes, at most a quarter wasted.
+        if size <= self.SMALLEST:
+            return self.SMALLEST
+        step = 1 << (max((size - 1).bit_length() - 3, 0))
+        return -(-size // step) * step
+
+    def _hand_out(self, size: int, *, granted: bool) -> Buffer:
+        size = self._class_of(size)
+        self.outstanding += size
+        kept = self._idle.get(size)
+        if kept:
+            self.idle -= size
+            return Buffer(self, kept.pop(), granted)
+        return Buffer(self, bytearray(size), granted)
+
+    def _take_back(self, storage: bytearray, granted: bool) -> None:
+        size = len(storage)
+        self.outstanding -= size
+        if granted:
+            self.budget.release(size)
+        if self.idle + size <= self._idle_max:
+            self.idle += size
+            self._idle.setdefault(size, []).append(storage)

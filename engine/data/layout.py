@@ -1,0 +1,125 @@
+"""Where each byte of a chunk lies: pure arithmetic, no I/O.
+
+A chunk of ``size`` bytes is cut into stripes of ``k * block_size`` bytes, a stripe into k data
+blocks, to which m parity blocks are added. Only the last stripe may be shorter: its blocks have
+``ceil(rest / k)`` bytes rounded up to 64, filled up with zeros.
+
+A fragment is all blocks of one index, each followed by its hash:
+
+=========================================== ================ ==================================
+offset in the fragment                      bytes            content
+=========================================== ================ ==================================
+``s * (block_size + 32)``                   ``block_size``   block of stripe s
+``s * (block_size + 32) + block_size``      32               its keyed BLAKE3
+...
+``(n - 1) * (block_size + 32)``             1..block_size    block of the last stripe (n - 1)
+``(n - 1) * (block_size + 32) + last``      32               its keyed BLAKE3
+=========================================== ================ ==================================
+
+The key of a block's hash is its place, so that a block in a wrong place never verifies:
+
+====== ===== ====================
+offset bytes content
+====== ===== ====================
+0      16    chunk id
+16     1     fragment index
+17     4     stripe, big-endian
+21     11    zeros
+====== ===== ====================
+
+Source: docs/decisions/0005-stripes-and-blocks.md.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from blake3 import blake3
+
+from engine.ids import ChunkId
+from engine.meta.records import ChunkRecord
+from engine.node.contract import Buffer
+
+HASH_SIZE = 32
+ALIGNMENT = 64
+"""Block sizes are multiples of it: what SIMD coders like, and a cache line."""
+
+_pack_key = struct.Struct(">16sBI11x").pack
+
+
+def block_hash(block: Buffer, chunk_id: ChunkId, index: int, stripe: int) -> bytes:
+    """Return the 32 bytes that follow the block in its fragment."""
+    return blake3(block, key=_pack_key(chunk_id, index, stripe)).digest()
+
+
+def round_up(size: int) -> int:
+    """Return the least multiple of ``ALIGNMENT`` that is not below ``size``."""
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+class Layout:
+    """The arithmetic of one chunk."""
+
+    __slots__ = (
+        "block_size",
+        "data_blocks",
+        "fragment_size",
+        "last_block_size",
+        "parity_blocks",
+        "size",
+        "stripe_count",
+        "stripe_size",
+        "width",
+    )
+
+    def __init__(self, size: int, data_blocks: int, parity_blocks: int, block_size: int) -> None:
+        """
+        Raises:
+            ValueError: no such chunk can be; on a decoded record that means damaged metadata.
+        """
+        if size < 1 or data_blocks < 1 or parity_blocks < 0 or block_size < ALIGNMENT:
+            raise ValueError(f"no layout for {size} bytes in blocks of {block_size}")
+        if block_size % ALIGNMENT:
+            raise ValueError(f"block size {block_size} is no multiple of {ALIGNMENT}")
+        self.size = size
+        self.data_blocks = data_blocks
+        self.parity_blocks = parity_blocks
+        self.width = data_blocks + parity_blocks
+        self.block_size = block_size
+        self.stripe_size = stripe_size = data_blocks * block_size
+        """Bytes of user data in every stripe but the last."""
+        self.stripe_count = count = -(-size // stripe_size)
+        rest = size - (count - 1) * stripe_size
+        self.last_block_size = last = round_up(-(-rest // data_blocks))
+        self.fragment_size = (count - 1) * (block_size + HASH_SIZE) + last + HASH_SIZE
+
+    @classmethod
+    def of(cls, record: ChunkRecord) -> Layout:
+        return cls(record.size, record.data_blocks, record.parity_blocks, record.block_size)
+
+    def block_size_of(self, stripe: int) -> int:
+        """Return the bytes of each block of the stripe, without the hash."""
+        return self.block_size if stripe < self.stripe_count - 1 else self.last_block_size
+
+    def offset_of(self, stripe: int) -> int:
+        """Return where the stripe's block begins in each fragment."""
+        return stripe * (self.block_size + HASH_SIZE)
+
+    def end_of(self, stripe: int) -> int:
+        """Return where the hash of the stripe's block ends in each fragment."""
+        return self.offset_of(stripe) + self.block_size_of(stripe) + HASH_SIZE
+
+    def stripes(self, start: int, end: int) -> range:
+        """Return the stripes that hold bytes ``start`` to ``end`` (exclusive) of the chunk."""
+        return range(start // self.stripe_size, -(-end // self.stripe_size))
+
+    def blocks(self, stripe: int, start: int, end: int) -> range:
+        """Return the data blocks of the stripe that hold bytes of ``start``..``end`` (exclusive).
+
+        Positions are those of the chunk; at least one of the bytes lies in the stripe.
+        """
+        base = stripe * self.stripe_size
+        size = self.block_size_of(stripe)
+        first = max(start - base, 0) // size
+        last = -(-(min(end, self.size) - base) // size)
+        return range(first, min(last, self.data_blocks))
