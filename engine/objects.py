@@ -1,0 +1,573 @@
+"""Operations on objects: put, open, head, delete, copy, tags."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from types import TracebackType
+
+import msgspec
+
+from engine.commit import checked, claim, commit
+from engine.conditions import check_read, check_write
+from engine.data.reader import ChunkStream, Segment
+from engine.data.writer import StagedData
+from engine.errors import (
+    Corrupt,
+    EngineError,
+    EntityTooLarge,
+    InvalidArgument,
+    InvalidRange,
+    IsDeleteMarker,
+    NoSuchKey,
+    NoSuchVersion,
+    NotModified,
+    PreconditionFailed,
+    RequestError,
+)
+from engine.ids import ChunkId
+from engine.meta import keyspace
+from engine.meta.kv import VALUE_SIZE_MAX, ReadTransaction, Transaction
+from engine.meta.records import (
+    FORMAT,
+    Checksum,
+    ChunkData,
+    ChunkOwner,
+    ChunkRecord,
+    InlineData,
+    InlineRow,
+    PartData,
+    VersionRecord,
+    decode_chunk,
+    decode_manifest,
+    decode_part,
+    encode,
+)
+from engine.store import Store, get_bucket, key_bytes
+from engine.types import (
+    NO_CONDITIONS,
+    Attributes,
+    BucketInfo,
+    Check,
+    Conditions,
+    CopySource,
+    Deleted,
+    DeleteItem,
+    Digests,
+    ObjectInfo,
+    Pairs,
+    Source,
+)
+from engine.versions import (
+    NULL,
+    current_version,
+    delete_current,
+    delete_version,
+    find_version,
+    newest_behind,
+    new_version_id,
+    next_sequence,
+    put_version,
+    replace_attributes,
+)
+
+DEFAULT_CHECKSUM = "CRC64NVME"
+DELETE_BATCH = 64
+"""Deletes of one request that share a transaction."""
+
+
+class BufferStream:
+    """A stream of one buffer, for bytes that are in memory already."""
+
+    __slots__ = ("_buffer",)
+
+    def __init__(self, buffer: bytes | memoryview) -> None:
+        self._buffer: bytes | memoryview | None = buffer
+
+    def __aiter__(self) -> AsyncIterator[bytes | memoryview]:
+        return self
+
+    async def __anext__(self) -> bytes | memoryview:
+        buffer, self._buffer = self._buffer, None
+        if not buffer:
+            raise StopAsyncIteration
+        return buffer
+
+    async def aclose(self) -> None:
+        self._buffer = None
+
+
+class OpenedObject:
+    """One version, pinned: readable until ``aclose`` whatever happens to the key meanwhile."""
+
+    __slots__ = ("_store", "_token", "info", "inline")
+
+    def __init__(self, store: Store, info: ObjectInfo, inline: bytes | None) -> None:
+        self._store = store
+        self._token = store.sessions.read_started() if inline is None else 0
+        self.info = info
+        self.inline = inline
+        """All bytes of a small object, else None."""
+
+    async def stream(self, start: int, end: int) -> ChunkStream | BufferStream:
+        """Return the bytes ``start`` to ``end`` (exclusive) as an async iterator of buffers.
+
+        The first bytes are read and verified on return, so that damage beyond repair shows as
+        an error here and not in the middle. Each buffer is valid until the next one is asked
+        for. The caller closes the stream.
+
+        Raises: InvalidRange, Corrupt, Unavailable.
+        """
+        if not 0 <= start <= end <= self.info.size:
+            raise InvalidRange(self.info.size)
+        if self.inline is not None:
+            return BufferStream(memoryview(self.inline)[start:end])
+        if start == end:
+            return BufferStream(b"")
+        stream = self._store.data.stream(_segments(self._store, self.info.record, start, end))
+        try:
+            await stream.prime()
+        except BaseException:
+            await stream.aclose()
+            raise
+        return stream
+
+    async def aclose(self) -> None:
+        self._store.sessions.read_ended(self._token)
+
+    async def __aenter__(self) -> OpenedObject:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+
+async def _chunk_record(store: Store, chunk_id: ChunkId) -> ChunkRecord:
+    async def body(tr: ReadTransaction) -> bytes | None:
+        return await tr.get(keyspace.chunk(chunk_id))
+
+    row = await store.db.read(body)
+    if row is None:
+        raise Corrupt(f"chunk {chunk_id.hex()} has no record")
+    return decode_chunk(row)
+
+
+async def _chunk_segments(
+    store: Store, chunks: Sequence[tuple[ChunkId, int]], start: int, end: int
+) -> AsyncIterator[Segment]:
+    offset = 0
+    for chunk_id, size in chunks:
+        if offset >= end:
+            return
+        if offset + size > start:
+            record = await _chunk_record(store, chunk_id)
+            first, last = max(start - offset, 0), min(end - offset, size)
+            yield Segment(chunk_id, record, first, last)
+        offset += size
+
+
+async def _segments(
+    store: Store, record: VersionRecord, start: int, end: int
+) -> AsyncIterator[Segment]:
+    """Yield what to read, in order; chunk records are looked up as they are needed."""
+    match record.data:
+        case ChunkData(chunks=chunks):
+            async for segment in _chunk_segments(store, chunks, start, end):
+                yield segment
+        case PartData(upload_id=upload_id):
+            async for number, first, last in _parts_between(store, record, start, end):
+
+                async def read_part(
+                    tr: ReadTransaction, key: bytes = keyspace.part(upload_id, number)
+                ) -> tuple[bytes | None, bytes | None]:
+                    row = await tr.get(key)
+                    if row is None:
+                        return None, None
+                    part = decode_part(row)
+                    if isinstance(part.data, InlineRow):
+                        return row, await tr.get(keyspace.inline(part.data_id))
+                    return row, None
+
+                row, inline = await store.db.read(read_part)
+                if row is None:
+                    raise Corrupt(f"part {number} of upload {upload_id.hex()} has no record")
+                part = decode_part(row)
+                match part.data:
+                    case ChunkData(chunks=chunks):
+                        async for segment in _chunk_segments(store, chunks, first, last):
+                            yield segment
+                    case InlineData(data=data):
+                        yield Segment.of_bytes(data[first:last])
+                    case _:
+                        if inline is None:
+                            raise Corrupt(f"part {number} of upload {upload_id.hex()} has no bytes")
+                        yield Segment.of_bytes(inline[first:last])
+        case _:
+            raise AssertionError("inline objects are not read by segments")
+
+
+async def _parts_between(
+    store: Store, record: VersionRecord, start: int, end: int
+) -> AsyncIterator[tuple[int, int, int]]:
+    """Yield (part number, first, end) for the parts that hold bytes ``start`` to ``end``."""
+    offset = 0
+    for number, size in (await read_manifest(store, record)):
+        if offset >= end:
+            return
+        if offset + size > start:
+            yield number, max(start - offset, 0), min(end - offset, size)
+        offset += size
+
+
+async def read_manifest(store: Store, record: VersionRecord) -> list[tuple[int, int]]:
+    """Return (part number, size) of a multipart object's parts, ascending."""
+    assert isinstance(record.data, PartData)
+    key = keyspace.manifest(record.data.upload_id)
+
+    async def body(tr: ReadTransaction) -> bytes | None:
+        return await tr.get(key)
+
+    row = await store.db.read(body)
+    if row is None:
+        raise Corrupt(f"upload {record.data.upload_id.hex()} has no manifest")
+    return decode_manifest(row).parts
+
+
+class StreamSource:
+    """The bytes of a stream as a ``Source``."""
+
+    __slots__ = ("_iterator", "_rest")
+
+    def __init__(self, stream: ChunkStream | BufferStream) -> None:
+        self._iterator = stream.__aiter__()
+        self._rest = memoryview(b"")
+
+    async def readinto(self, buffer: memoryview) -> int:
+        while not self._rest:
+            try:
+                self._rest = memoryview(await self._iterator.__anext__())
+            except StopAsyncIteration:
+                return 0
+        size = min(len(buffer), len(self._rest))
+        buffer[:size] = self._rest[:size]
+        self._rest = self._rest[size:]
+        return size
+
+
+def checksum_shown(checksums: Sequence[Checksum]) -> str:
+    return " ".join(f"{c.algorithm} {c.type}" for c in checksums)
+
+
+class Objects:
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    # Reading
+
+    async def _find(
+        self,
+        tr: ReadTransaction,
+        bucket_name: str,
+        key: str,
+        version_id: str | None,
+    ) -> tuple[BucketInfo, VersionRecord]:
+        bucket = await get_bucket(tr, bucket_name)
+        raw_key = key_bytes(key)
+        if version_id is None:
+            record = await current_version(tr, bucket, raw_key)
+            if record is None:
+                newest = await newest_behind(tr, bucket, raw_key)
+                raise NoSuchKey(bucket_name, key, newest.version_id if newest else None)
+            return bucket, record
+        found = await find_version(tr, bucket, raw_key, version_id)
+        if found is None:
+            raise NoSuchVersion(bucket_name, key, version_id)
+        if found[0].delete_marker:
+            raise IsDeleteMarker(bucket_name, key, version_id, found[0].modified_ms)
+        return bucket, found[0]
+
+    async def head(
+        self, bucket_name: str, key: str, version_id: str | None, conditions: Conditions
+    ) -> ObjectInfo:
+        async def body(tr: ReadTransaction) -> ObjectInfo:
+            bucket, record = await self._find(tr, bucket_name, key, version_id)
+            return ObjectInfo(bucket, key, record)
+
+        info = await self._store.db.read(body)
+        check_read(conditions, info.record)
+        return info
+
+    async def open(
+        self, bucket_name: str, key: str, version_id: str | None, conditions: Conditions
+    ) -> OpenedObject:
+        async def body(tr: ReadTransaction) -> OpenedObject:
+            bucket, record = await self._find(tr, bucket_name, key, version_id)
+            check_read(conditions, record)
+            inline: bytes | None = None
+            match record.data:
+                case InlineData(data=data):
+                    inline = data
+                case InlineRow():
+                    inline = await tr.get(keyspace.inline(record.data_id))
+                    if inline is None:
+                        raise Corrupt(f"the bytes of {key!r} are missing in the metadata store")
+                case _:
+                    pass
+            return OpenedObject(self._store, ObjectInfo(bucket, key, record), inline)
+
+        return await self._store.db.read(body)
+
+    # Writing
+
+    async def put(
+        self,
+        bucket_name: str,
+        key: str,
+        source: Source,
+        *,
+        size: int | None,
+        algorithms: frozenset[str],
+        attributes: Attributes,
+        check: Check,
+        conditions: Conditions,
+    ) -> ObjectInfo:
+        raw_key = key_bytes(key)
+        if conditions is not NO_CONDITIONS or size is None or size > self._store.config.inline_max:
+            await self._refuse_early(bucket_name, key, raw_key, conditions)
+        staged = await self._store.data.stage(source, size=size, algorithms=algorithms)
+        checksums = await checked(staged, check)
+        return await self._commit_put(
+            bucket_name, key, raw_key, staged, attributes, checksums, conditions
+        )
+
+    async def _refuse_early(
+        self, bucket_name: str, key: str, raw_key: bytes, conditions: Conditions
+    ) -> None:
+        """Spare the client sending a body that the commit would refuse as things stand now."""
+
+        async def body(tr: ReadTransaction) -> None:
+            bucket = await get_bucket(tr, bucket_name)
+            if conditions is not NO_CONDITIONS:
+                current = await current_version(tr, bucket, raw_key)
+                check_write(conditions, bucket_name, key, current)
+
+        await self._store.db.read(body)
+
+    async def _commit_put(
+        self,
+        bucket_name: str,
+        key: str,
+        raw_key: bytes,
+        staged: StagedData,
+        attributes: Attributes,
+        checksums: list[Checksum],
+        conditions: Conditions,
+    ) -> ObjectInfo:
+        store = self._store
+        data_id = store.new_data_id()
+
+        async def body(tr: Transaction) -> ObjectInfo:
+            bucket = await get_bucket(tr, bucket_name)
+            current = await current_version(tr, bucket, raw_key)
+            check_write(conditions, bucket_name, key, current)
+            sequence = await next_sequence(tr, bucket, raw_key, current)
+            record = VersionRecord(
+                format=FORMAT,
+                sequence=sequence,
+                size=staged.size,
+                modified_ms=store.clock(),
+                etag=staged.digests["MD5"].hex(),
+                version_id=new_version_id(store, bucket, sequence),
+                delete_marker=False,
+                storage_class=attributes.storage_class,
+                checksum_shown=checksum_shown(checksums),
+                data_id=data_id,
+                data=staged.data,
+                headers=attributes.headers,
+                metadata=attributes.metadata,
+                tags=attributes.tags,
+                checksums=checksums,
+            )
+            if staged.chunk_count and len(encode(record)) > VALUE_SIZE_MAX:
+                raise EntityTooLarge(staged.size, store.config.chunk_size * 3500)
+            if not isinstance(staged.data, InlineData):
+                owner = ChunkOwner(bucket.bucket_id, raw_key, sequence, data_id)
+                await claim(store, tr, staged, owner, data_id)
+            await put_version(store, tr, bucket, raw_key, current, record)
+            return ObjectInfo(bucket, key, record)
+
+        return await commit(store, staged, body)
+
+    # Deleting
+
+    async def _delete_in(
+        self, tr: Transaction, bucket: BucketInfo, item: DeleteItem
+    ) -> Deleted:
+        store = self._store
+        raw_key = key_bytes(item.key)
+        if item.version_id is None:
+            if item.conditions is not NO_CONDITIONS:
+                current = await current_version(tr, bucket, raw_key)
+                check_write(item.conditions, bucket.name, item.key, current)
+            return await delete_current(store, tr, bucket, item.key, raw_key)
+        found = await find_version(tr, bucket, raw_key, item.version_id)
+        if item.conditions is not NO_CONDITIONS:
+            check_write(
+                item.conditions, bucket.name, item.key, None if found is None else found[0]
+            )
+        if found is None:
+            return Deleted(item.key, item.version_id, False)
+        await delete_version(store, tr, bucket, raw_key, *found)
+        return Deleted(item.key, item.version_id, found[0].delete_marker)
+
+    async def delete(
+        self, bucket_name: str, key: str, version_id: str | None, conditions: Conditions
+    ) -> Deleted:
+        item = DeleteItem(key, version_id, conditions)
+
+        async def body(tr: Transaction) -> Deleted:
+            return await self._delete_in(tr, await get_bucket(tr, bucket_name), item)
+
+        return await self._store.db.run(body)
+
+    async def delete_many(
+        self, bucket_name: str, items: Sequence[DeleteItem]
+    ) -> list[Deleted | EngineError]:
+        answers: list[Deleted | EngineError] = []
+        for first in range(0, len(items), DELETE_BATCH):
+            batch = items[first : first + DELETE_BATCH]
+
+            async def body(
+                tr: Transaction, batch: Sequence[DeleteItem] = batch
+            ) -> list[Deleted | EngineError]:
+                bucket = await get_bucket(tr, bucket_name)
+                results: list[Deleted | EngineError] = []
+                for item in batch:
+                    # A refused item has written nothing: checks come before the first write.
+                    try:
+                        results.append(await self._delete_in(tr, bucket, item))
+                    except RequestError as error:
+                        results.append(error)
+                return results
+
+            answers += await self._store.db.run(body)
+        return answers
+
+    # Copying and tagging
+
+    async def copy(
+        self,
+        source: CopySource,
+        bucket_name: str,
+        key: str,
+        *,
+        attributes: Attributes | None,
+        tags: Pairs | None,
+        storage_class: str,
+        checksum_algorithm: str,
+        conditions: Conditions,
+    ) -> ObjectInfo:
+        opened = await self.open_source(source)
+        async with opened:
+            record = opened.info.record
+            if attributes is None:
+                attributes = Attributes(headers=record.headers, metadata=record.metadata)
+            attributes = msgspec.structs.replace(
+                attributes,
+                tags=record.tags if tags is None else tags,
+                storage_class=storage_class,
+            )
+            kept = record.checksums[0].algorithm if record.checksums else DEFAULT_CHECKSUM
+            algorithm = checksum_algorithm or kept
+            if (source.bucket, source.key) == (bucket_name, key) and algorithm == kept:
+                info = await self._copy_in_place(opened.info, attributes, conditions)
+                if info is not None:
+                    return info
+
+            def check(digests: Digests) -> list[Checksum]:
+                return [Checksum(algorithm=algorithm, value=digests[algorithm])]
+
+            stream = await opened.stream(0, opened.info.size)
+            try:
+                return await self.put(
+                    bucket_name,
+                    key,
+                    StreamSource(stream),
+                    size=opened.info.size,
+                    algorithms=frozenset((algorithm,)),
+                    attributes=attributes,
+                    check=check,
+                    conditions=conditions,
+                )
+            finally:
+                await stream.aclose()
+
+    async def open_source(self, source: CopySource) -> OpenedObject:
+        """Open what is to be copied. Raises what ``open`` raises; 304 becomes 412."""
+        try:
+            return await self.open(
+                source.bucket, source.key, source.version_id, source.conditions
+            )
+        except NotModified:
+            raise PreconditionFailed("x-amz-copy-source-if-none-match") from None
+        except IsDeleteMarker:
+            raise InvalidArgument(
+                "x-amz-copy-source",
+                "The source of a copy request may not specifically refer to a delete marker "
+                "by version id.",
+            ) from None
+
+    async def _copy_in_place(
+        self, info: ObjectInfo, attributes: Attributes, conditions: Conditions
+    ) -> ObjectInfo | None:
+        """Give the current version new attributes without moving bytes.
+
+        Only where no version is kept for it: the ``null`` version of a bucket whose versioning
+        is not enabled. None when that is not so, or the object changed since it was opened.
+        """
+        store = self._store
+        raw_key = key_bytes(info.key)
+
+        async def body(tr: Transaction) -> ObjectInfo | None:
+            bucket = await get_bucket(tr, info.bucket.name)
+            current = await current_version(tr, bucket, raw_key)
+            if (
+                current is None
+                or bucket.versioning == "Enabled"
+                or current.version_id != NULL
+                or current.data_id != info.record.data_id
+            ):
+                return None
+            check_write(conditions, bucket.name, info.key, current)
+            record = msgspec.structs.replace(
+                current,
+                modified_ms=store.clock(),
+                storage_class=attributes.storage_class,
+                headers=attributes.headers,
+                metadata=attributes.metadata,
+                tags=attributes.tags,
+            )
+            replace_attributes(store, tr, bucket, raw_key, record, is_current=True)
+            return ObjectInfo(bucket, info.key, record)
+
+        return await store.db.run(body)
+
+    async def set_tags(
+        self, bucket_name: str, key: str, tags: Pairs, version_id: str | None
+    ) -> ObjectInfo:
+        store = self._store
+
+        async def body(tr: Transaction) -> ObjectInfo:
+            bucket, record = await self._find(tr, bucket_name, key, version_id)
+            raw_key = key_bytes(key)
+            current = await current_version(tr, bucket, raw_key)
+            is_current = current is not None and current.version_id == record.version_id
+            record = msgspec.structs.replace(record, tags=tags)
+            replace_attributes(store, tr, bucket, raw_key, record, is_current)
+            return ObjectInfo(bucket, key, record)
+
+        return await store.db.run(body)
