@@ -89,7 +89,7 @@ def format_bytes(count: int) -> str:
     if count < 1024:
         return f"{count} B"
     size = float(count)
-    for unit in ("KiB", "MiB", "GiB", "TiB", "PiB"):
+    for unit in ("KiB", "MiB", "GiB", "TiB", "PiB"):  # noqa: B007  used after the loop
         size /= 1024
         if size < 1023.95:
             break

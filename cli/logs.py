@@ -34,7 +34,6 @@ def configure_logs(level: str, *, as_json: bool, worker: int | None = None) -> N
         encode = msgspec.json.Encoder(enc_hook=str).encode
         processors += [
             structlog.processors.format_exc_info,
-            structlog.processors.EventRenamer("event"),
             lambda _logger, _method, event: encode(event),
         ]
         factory = structlog.BytesLoggerFactory(file=sys.stderr.buffer)

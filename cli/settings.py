@@ -84,7 +84,9 @@ def load_settings(
             fields[name] = _convert(name, option, f"--{name}", here)
     fields.setdefault("data", here / "data")
     fields.setdefault("workers", default_workers())
-    settings = Settings(**{name.replace("-", "_"): value for name, value in fields.items()})
+    settings = msgspec.structs.replace(
+        Settings(), **{name.replace("-", "_"): value for name, value in fields.items()}
+    )
     if (settings.tls_cert is None) != (settings.tls_key is None):
         raise ConfigError("--tls-cert and --tls-key belong together: give both or neither")
     return settings
@@ -118,7 +120,9 @@ def _read_file(path: Path) -> dict[str, Value]:
     for name in document:
         if name not in OPTION_NAMES:
             near = get_close_matches(name, OPTION_NAMES, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(sorted(OPTION_NAMES))}"
+            hint = (
+                f"did you mean {near[0]}?" if near else f"known: {', '.join(sorted(OPTION_NAMES))}"
+            )
             raise ConfigError(f"unknown key {name!r} in {path}: {hint}")
     return document
 

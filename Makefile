@@ -1,0 +1,63 @@
+# Two commands matter: `make run` and `make test`. Both set up what is missing first.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+# Written by scripts/setup when a set-up is complete; newer inputs make it run again.
+RUN_STAMP := $(VENV)/.ready-run
+DEV_STAMP := $(VENV)/.ready-dev
+SETUP_INPUTS := scripts/setup pyproject.toml requirements.lock
+
+CODE := cli engine s3 tests benchmarks
+
+.PHONY: help run setup setup-dev test check format bench soak lock clean
+
+help:  ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+run: $(RUN_STAMP)  ## Serve ./data on six drive folders, 4+2; prints `ready ...`
+	@exec $(BIN)/lode serve --data ./data --drives data/drive{1..6} --profile 4+2 $(ARGS)
+
+setup: $(RUN_STAMP)  ## Install what `make run` needs
+setup-dev: $(DEV_STAMP)  ## Install what `make test` and `make check` need
+
+$(RUN_STAMP): $(SETUP_INPUTS)
+	@VENV=$(VENV) scripts/setup run
+
+$(DEV_STAMP): $(SETUP_INPUTS) requirements-dev.lock
+	@VENV=$(VENV) scripts/setup dev
+
+test: $(DEV_STAMP)  ## Run the whole suite; ARGS go to pytest
+	@$(BIN)/pytest $(ARGS)
+
+check: $(DEV_STAMP)  ## Format, lint, types and layering, without changing anything
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/flake8 --select ASYNC $(CODE)
+	$(BIN)/mypy
+	$(BIN)/pytest -q tests/unit/test_layering.py
+
+format: $(DEV_STAMP)  ## Format the code and fix what can be fixed
+	$(BIN)/ruff format $(CODE)
+	$(BIN)/ruff check --fix $(CODE)
+
+bench: $(DEV_STAMP)  ## Measure against a bare server and nginx; prints a table, writes JSON
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+soak: $(DEV_STAMP)  ## Run the long tests that `make test` leaves out
+	@$(BIN)/pytest -m soak $(ARGS)
+
+# UV_CUSTOM_COMPILE_COMMAND is what the files say about their origin.
+COMPILE = UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet --universal \
+	--python-version 3.11 --generate-hashes --no-annotate $(UPGRADE) pyproject.toml
+
+lock: $(DEV_STAMP)  ## Lock the dependencies again; UPGRADE=--upgrade takes newer ones
+	$(COMPILE) --output-file requirements.lock
+	$(COMPILE) --extra dev --constraint requirements.lock --output-file requirements-dev.lock
+
+clean:  ## Remove the virtual environment and caches; never ./data
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -not -path './data/*' -prune -exec rm -rf {} +

@@ -1,0 +1,168 @@
+"""``lode status``, ``lode fsck`` and ``lode gc``: the engine's reports, as tables or as JSON.
+
+They open the store beside a running server; the embedded store allows several processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+import trio
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.table import Table
+
+from cli.arguments import format_bytes
+from engine import Engine, open_engine
+from engine.config import StoreConfig
+from engine.errors import ConfigError
+from engine.types import DriveStatus, FsckReport, GcReport, StoreStatus
+
+STORE_FILE = "lode.json"
+
+T = TypeVar("T")
+
+
+def show_status(data: Path, *, as_json: bool) -> None:
+    """Print what ``Engine.status`` says."""
+    status = _ask(data, lambda engine: engine.status())
+    if as_json:
+        _print_json(status)
+        return
+    console = Console()
+    console.print(_status_summary(status))
+    console.print(_drive_table(status.drives))
+
+
+def check(data: Path, *, deep: bool, as_json: bool) -> bool:
+    """Print what ``Engine.fsck`` found; return whether the store is clean."""
+
+    async def ask(engine: Engine) -> FsckReport:
+        with Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            console=Console(stderr=True),
+            transient=True,
+            disable=not Console(stderr=True).is_terminal,
+        ) as bars:
+            return await engine.fsck(deep=deep, progress=_Bars(bars).update)
+
+    report = _ask(data, ask)
+    if as_json:
+        fields = {"clean": report.clean, **msgspec.structs.asdict(report)}
+        _print_json(fields)
+    else:
+        _print_fsck(report)
+    return report.clean
+
+
+def collect_garbage(data: Path, *, grace_s: float | None, as_json: bool) -> None:
+    """Collect garbage now and print what was given back."""
+    report = _ask(data, lambda engine: engine.collect_garbage(grace_s=grace_s))
+    if as_json:
+        _print_json(report)
+    else:
+        Console().print(_gc_table(report))
+
+
+class _Bars:
+    """One progress bar per phase of a long check."""
+
+    def __init__(self, bars: Progress) -> None:
+        self._bars = bars
+        self._tasks: dict[str, TaskID] = {}
+
+    def update(self, phase: str, done: int, total: int) -> None:
+        if phase not in self._tasks:
+            self._tasks[phase] = self._bars.add_task(phase, total=total)
+        self._bars.update(self._tasks[phase], completed=done, total=total)
+
+
+def _ask(data: Path, question: Callable[[Engine], Awaitable[T]]) -> T:
+    """Open the store, which must exist, and return the answer of one call."""
+    if not (data / STORE_FILE).is_file():
+        raise ConfigError(
+            f"no store in {data}; name its folder with --data, or make one with `lode serve`"
+        )
+
+    async def main() -> T:
+        # Garbage collection and repair are the server's work.
+        async with open_engine(StoreConfig(data=data, services=False)) as engine:
+            return await question(engine)
+
+    return trio.run(main)
+
+
+def _print_json(report: object) -> None:
+    print(msgspec.json.format(msgspec.json.encode(report)).decode())
+
+
+def _status_summary(status: StoreStatus) -> Table:
+    table = _pairs_table()
+    table.add_row("store", status.store_id)
+    table.add_row("profile", status.profile)
+    table.add_row("buckets", f"{status.buckets:,}")
+    table.add_row("objects", f"{status.objects:,} of {format_bytes(status.bytes)}")
+    table.add_row("chunks that wait for repair", f"{status.repair_queue:,}")
+    table.add_row("deleted, waiting for collection", f"{status.garbage_queue:,}")
+    return table
+
+
+def _drive_table(drives: list[DriveStatus]) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("drive")
+    table.add_column("location", overflow="fold")
+    table.add_column("state")
+    for heading in ("total", "free", "live", "dead", "fragments", "damaged", "repaired"):
+        table.add_column(heading, justify="right")
+    for drive in drives:
+        style = {"up": "green", "rebuilding": "yellow", "full": "yellow"}.get(drive.state, "red")
+        table.add_row(
+            drive.node_id,
+            drive.location,
+            f"[{style}]{drive.state}[/{style}]",
+            format_bytes(drive.total),
+            format_bytes(drive.free),
+            format_bytes(drive.live),
+            format_bytes(drive.dead),
+            f"{drive.fragments:,}",
+            f"{drive.damaged:,}",
+            f"{drive.repaired:,}",
+        )
+    return table
+
+
+def _print_fsck(report: FsckReport) -> None:
+    console = Console()
+    table = _pairs_table()
+    for name, value in msgspec.structs.asdict(report).items():
+        if name != "problems":
+            table.add_row(name.replace("_", " "), f"{value:,}")
+    console.print(table)
+    for problem in report.problems:
+        console.print(problem, style="red", markup=False, highlight=False)
+    if report.clean:
+        console.print("clean: metadata and fragments agree", style="green")
+    else:
+        console.print("not clean", style="bold red")
+
+
+def _gc_table(report: GcReport) -> Table:
+    table = _pairs_table()
+    table.add_row("deleted versions and parts", f"{report.garbage:,}")
+    table.add_row("fragments removed", f"{report.fragments:,}")
+    table.add_row("bytes removed", format_bytes(report.bytes))
+    table.add_row("chunks without an owner", f"{report.orphans:,}")
+    table.add_row("stale uploads ended", f"{report.uploads_aborted:,}")
+    return table
+
+
+def _pairs_table() -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    return table

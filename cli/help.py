@@ -1,0 +1,58 @@
+"""Help texts of several paragraphs. One string per paragraph: the terminal decides its width."""
+
+from __future__ import annotations
+
+APP = "\n\n".join(
+    (
+        "Lodestore: an object store on your own drives, spoken to by the S3 API.",
+        "Start a store on six drives that survives the loss of any two:",
+        "    lode serve --data ./data --drives d1 d2 d3 d4 d5 d6 --profile 4+2",
+        "then wait for the line that begins with [bold]ready[/bold]: it names the address, and "
+        "the file that holds the access key and the secret key.",
+    )
+)
+
+EPILOG = (
+    "Exit status: 0 done, 1 failed (or fsck found problems), 2 wrong option, file or folder. "
+    "Documentation: README.md, docs/."
+)
+
+SERVE = "\n\n".join(
+    (
+        "Serve a store by the S3 API; make the store if the folder is new or empty.",
+        "Once everything accepts requests, one line is printed on standard output:",
+        "    ready s3=http://127.0.0.1:9000 credentials=/srv/lode/credentials.json",
+        "Logs go to standard error. The first SIGTERM or Ctrl-C lets running requests end (30 s "
+        "at most); a second one stops at once.",
+        "[bold]Settings[/bold] come from the option, else from the environment (LODE_DATA, "
+        "LODE_S3, LODE_TLS_CERT, ...), else from the file given by --config, else from the "
+        "default.",
+        "[bold]Credentials[/bold] come from LODE_ACCESS_KEY and LODE_SECRET_KEY, else from "
+        "DATA/credentials.json, which is made on the first start and readable by its owner alone.",
+        "[bold]Redundancy[/bold]: --data alone is a store on one drive, with checksums and "
+        "without redundancy. With --drives, put each folder on a disk of its own.",
+    )
+)
+
+STATUS = "\n\n".join(
+    (
+        "Show drives, space, damage found and repaired, and what waits for repair or collection.",
+        "Works beside a running server. A drive is up, missing, failed, rebuilding or full.",
+    )
+)
+
+FSCK = "\n\n".join(
+    (
+        "Prove that metadata and fragments agree, and print the counts.",
+        "Changes nothing: the server repairs. Works beside a running server. Exit status 0: "
+        "clean; 1: problems, of which the first hundred are named.",
+    )
+)
+
+GC = "\n\n".join(
+    (
+        "Collect garbage now: bytes that were deleted, or never owned, for longer than the grace "
+        "time.",
+        "The server does so by itself now and then. What a running request still reads is kept.",
+    )
+)

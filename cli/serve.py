@@ -1,0 +1,117 @@
+"""``lode serve``: check everything, then hand over to the workers."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import socket
+import sys
+from collections.abc import Mapping
+
+import msgspec
+import structlog
+import trio
+
+from cli.credentials import CredentialsSource, from_environment, load_or_create
+from cli.handover import WorkerConfig
+from cli.listen import addresses_of, listen, make_tls_context
+from cli.logs import configure_logs
+from cli.settings import Settings
+from cli.supervisor import Supervisor
+from engine import open_engine
+from engine.config import StoreConfig
+from engine.types import StoreStatus
+
+log = structlog.get_logger()
+
+# -P: a folder named cli in the current directory is not ours.
+WORKER_COMMAND = (sys.executable, "-P", "-m", "cli.worker")
+
+
+def run_server(settings: Settings, environment: Mapping[str, str]) -> None:
+    """Serve until a signal ends it.
+
+    What is wrong with options, addresses, certificates, credentials or folders shows before
+    anything starts; the socket is bound before the data folder is touched.
+
+    Raises:
+        ConfigError: what the user asked for cannot be.
+        WorkersFailed: it could not be kept running.
+    """
+    configure_logs(settings.log_level, as_json=settings.log_json)
+    # A closed terminal is no reason to stop; workers inherit this.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    if settings.tls_cert is not None and settings.tls_key is not None:
+        make_tls_context(settings.tls_cert, settings.tls_key)
+    given = from_environment(environment)
+    sockets = listen(settings.s3)
+    try:
+        status = trio.run(_prepare, settings.store_config())
+        _announce(status)
+        if given is not None:
+            source = CredentialsSource(given, "environment")
+        else:
+            source = load_or_create(settings.data)
+        supervisor = Supervisor(
+            WORKER_COMMAND,
+            _worker_configs(settings, sockets, source),
+            ready=lambda: _print_ready(settings, sockets, source),
+        )
+        trio.run(supervisor.run)
+    finally:
+        for bound in sockets:
+            bound.close()
+    log.info("stopped")
+
+
+async def _prepare(config: StoreConfig) -> StoreStatus:
+    """Make the store if it is new, so that what is wrong with it is said once and early."""
+    async with open_engine(msgspec.structs.replace(config, services=False)) as engine:
+        return await engine.status()
+
+
+def _announce(status: StoreStatus) -> None:
+    log.info("store", id=status.store_id, profile=status.profile, drives=len(status.drives))
+    if len(status.drives) == 1:
+        log.warning(
+            "one drive: checksums show damage, but there is no redundancy to repair it; "
+            "name several with --drives"
+        )
+    for drive in status.drives:
+        if drive.state != "up":
+            log.warning("drive is not up", location=drive.location, state=drive.state)
+
+
+def _worker_configs(
+    settings: Settings, sockets: list[socket.socket], source: CredentialsSource
+) -> list[WorkerConfig]:
+    return [
+        WorkerConfig(
+            number=number,
+            store=settings.store_config(),
+            sockets=[bound.fileno() for bound in sockets],
+            credentials=source.credentials,
+            region=settings.region,
+            domains=settings.domain,
+            tls_cert=settings.tls_cert,
+            tls_key=settings.tls_key,
+            log_level=settings.log_level,
+            log_json=settings.log_json,
+        )
+        for number in range(1, settings.workers + 1)
+    ]
+
+
+def _print_ready(
+    settings: Settings, sockets: list[socket.socket], source: CredentialsSource
+) -> None:
+    """Write the one line on standard output that scripts wait for."""
+    scheme = "http" if settings.tls_cert is None else "https"
+    words = [f"s3={scheme}://{address}" for address in addresses_of(sockets)]
+    words.append(f"credentials={shlex.quote(source.where)}")
+    try:
+        print("ready", *words, flush=True)
+    except BrokenPipeError:
+        # Whoever started us does not listen any more; that is no reason not to serve.
+        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())

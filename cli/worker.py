@@ -1,0 +1,130 @@
+"""One serving process: ``python -m cli.worker``, started by the supervisor and by nobody else.
+
+Standard input brings the configuration (``cli.handover``) and stays open as long as the
+supervisor lives; standard output takes one report. A worker whose supervisor is gone ends at
+once: nothing acknowledged is lost by that, and the next server finds its address free.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import signal
+import socket
+import ssl
+import sys
+import threading
+from functools import partial
+from typing import NoReturn
+
+import structlog
+import trio
+
+from cli.allocator import keep_memory
+from cli.handover import Report, WorkerConfig, decode_config, encode_report
+from cli.listen import make_tls_context
+from cli.logs import configure_logs
+from cli.outcome import innermost, one_line
+from engine import open_engine
+from engine.errors import ConfigError
+from engine.http.server import serve
+from s3.app import S3Config, make_handler
+
+log = structlog.get_logger()
+
+CONFIG_SIZE_MAX = 1 << 20
+
+
+def main() -> NoReturn:
+    # Before anything else allocates or starts threads.
+    keep_memory()
+    # The terminal sends SIGINT to the whole process group; the supervisor decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    reports = _take_stdout()
+    config = decode_config(_read_line(sys.stdin.fileno()))
+    configure_logs(config.log_level, as_json=config.log_json, worker=config.number)
+    threading.Thread(target=_end_with_supervisor, name="supervisor watch", daemon=True).start()
+    status = 0
+    try:
+        trio.run(_serve, config, reports)
+    except BaseException as error:  # noqa: BLE001  the last frame: whatever it is, it is reported
+        status = _report_failure(error, reports)
+    # Not sys.exit: a thread stuck in a dying drive must not keep the process from ending.
+    sys.stderr.flush()
+    os._exit(status)
+
+
+async def _serve(config: WorkerConfig, reports: int) -> None:
+    tls: ssl.SSLContext | None = None
+    if config.tls_cert is not None and config.tls_key is not None:
+        tls = make_tls_context(config.tls_cert, config.tls_key)
+    sockets = [socket.socket(fileno=number) for number in config.sockets]
+    shutdown = trio.Event()
+    async with open_engine(config.store) as engine, trio.open_nursery() as nursery:
+        await nursery.start(_stop_on_signal, shutdown)
+        handler = make_handler(
+            engine,
+            S3Config(
+                access_key=config.credentials.access_key,
+                secret_key=config.credentials.secret_key,
+                region=config.region,
+                domains=config.domains,
+            ),
+        )
+        async with trio.open_nursery() as serving:
+            await serving.start(partial(serve, handler, sockets, tls=tls, shutdown=shutdown))
+            # What is alive now stays so; the collector need not look at it again.
+            gc.collect()
+            gc.freeze()
+            os.write(reports, encode_report(Report(ready=True)))
+        nursery.cancel_scope.cancel()
+
+
+async def _stop_on_signal(
+    shutdown: trio.Event, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM) as signals:
+        task_status.started()
+        async for _ in signals:
+            shutdown.set()
+
+
+def _take_stdout() -> int:
+    """Return a descriptor for reports, and send stray prints to standard error instead."""
+    reports = os.dup(sys.stdout.fileno())
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    return reports
+
+
+def _read_line(descriptor: int) -> bytes:
+    line = b""
+    while not line.endswith(b"\n"):
+        received = os.read(descriptor, 64 * 1024)
+        if not received or len(line) > CONFIG_SIZE_MAX:
+            sys.exit("lode: a worker is started by `lode serve`, not by hand")
+        line += received
+    return line
+
+
+def _end_with_supervisor() -> None:
+    # Not PR_SET_PDEATHSIG: that fires when the *thread* that spawned us ends, and trio spawns
+    # processes from worker threads.
+    while os.read(sys.stdin.fileno(), 4096):
+        pass
+    os._exit(1)
+
+
+def _report_failure(error: BaseException, reports: int) -> int:
+    error = innermost(error)
+    usage = isinstance(error, ConfigError)
+    if not usage:
+        log.error("worker failed", exc_info=error)
+    # A broken pipe: the supervisor is gone and nobody is left to tell.
+    with contextlib.suppress(BrokenPipeError):
+        os.write(reports, encode_report(Report(ready=False, message=one_line(error), usage=usage)))
+    return 2 if usage else 1
+
+
+if __name__ == "__main__":
+    main()
