@@ -10,10 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from engine.buckets import Buckets
+from engine.errors import EngineError
 from engine.ids import UploadId
 from engine.listing import Listings
+from engine.meta.records import Checksum
 from engine.multipart import Uploads
-from engine.objects import Objects, OpenedObject
+from engine.objects import Objects
+from engine.opened import OpenedObject
 from engine.services.collector import collect
 from engine.services.fsck import check_store
 from engine.services.status import store_status
@@ -41,7 +44,6 @@ from engine.types import (
     UploadListing,
     VersionListing,
 )
-from engine.errors import EngineError
 
 
 class Engine:

@@ -10,7 +10,7 @@ from engine.config import Profile, StoreConfig
 from engine.data.nodes import NodePool
 from engine.data.store import DataStore
 from engine.errors import InvalidName, NoSuchBucket
-from engine.ids import BucketId, Clock, DataId, Random, timed_id
+from engine.ids import BucketId, Clock, DataId, Random, UploadId, timed_id
 from engine.meta import keyspace
 from engine.meta.kv import Database, ReadTransaction, Transaction
 from engine.meta.records import (
@@ -69,6 +69,11 @@ class Store:
                 tr.clear(keyspace.inline(record.data_id))
             case _:
                 pass
+
+    def discard_upload(self, tr: Transaction, upload_id: UploadId) -> None:
+        """Let go of all parts of an upload whose row the caller removes."""
+        record = GarbageRecord(format=FORMAT, data=PartData(upload_id=upload_id))
+        tr.set(keyspace.garbage(self.clock(), DataId(upload_id)), encode(record))
 
     def feed(
         self, tr: Transaction, bucket_id: BucketId, key: bytes, kind: str, version_id: str

@@ -168,6 +168,7 @@ class ManifestRecord(_Record):
     completed_ms: int
     parts: list[tuple[int, int]]
     """(part number, size in bytes), ascending."""
+    checksums: list[Checksum] = []
 
 
 class GarbageRecord(_Record):

@@ -1,0 +1,284 @@
+"""The proof that metadata and fragments agree. Reads only.
+
+1. Every version and part has its bytes: inline rows are there, chunks have rows that name it.
+2. Every chunk has an owner: the version or part that its row names exists and names it.
+3. Every fragment that a chunk names is on its node; with ``deep`` every block is verified.
+4. Every fragment on a node belongs to a chunk that names it there, unless a live session may
+   still be writing it, or it waits in the garbage.
+5. The usage counters add up.
+
+The store may be in use meanwhile: a discrepancy counts only when it is still there on a second
+look at the rows concerned. Memory does not depend on the number of objects.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+
+import msgspec
+
+from engine.ids import BucketId, ChunkId, FragmentId, NodeId, SessionId, chunk_of, session_of
+from engine.meta import keyspace
+from engine.meta.kv import ReadTransaction
+from engine.meta.records import (
+    ChunkData,
+    ChunkRecord,
+    Data,
+    InlineRow,
+    PartData,
+    PartRecord,
+    VersionRecord,
+    decode_chunk,
+    decode_garbage,
+    decode_manifest,
+    decode_part,
+    decode_session,
+    decode_version,
+)
+from engine.node.contract import NodeError
+from engine.services.scan import scan_prefix
+from engine.store import Store
+from engine.types import FsckReport
+
+PROBLEMS_SHOWN = 100
+PROGRESS_EVERY = 500
+NODE_PAGE = 1000
+
+Progress = Callable[[str, int, int], None]
+
+
+class _Counts(msgspec.Struct):
+    objects: int = 0
+    versions: int = 0
+    uploads: int = 0
+    chunks: int = 0
+    fragments: int = 0
+    missing_fragments: int = 0
+    damaged_fragments: int = 0
+    orphan_fragments: int = 0
+    orphan_chunks: int = 0
+    unreadable_chunks: int = 0
+    wrong_counters: int = 0
+
+
+async def check_store(
+    store: Store, *, deep: bool = False, progress: Progress | None = None
+) -> FsckReport:
+    """Return what was proved and what was found wrong."""
+    check = _Check(store, deep, progress or (lambda phase, done, total: None))
+    await check.run()
+    return FsckReport(**msgspec.structs.asdict(check.counts), problems=check.problems)
+
+
+class _Check:
+    def __init__(self, store: Store, deep: bool, progress: Progress) -> None:
+        self._store = store
+        self._deep = deep
+        self._progress = progress
+        self.counts = _Counts()
+        self.problems: list[str] = []
+
+    def _problem(self, text: str) -> None:
+        if len(self.problems) < PROBLEMS_SHOWN:
+            self.problems.append(text)
+
+    async def run(self) -> None:
+        before = await self._usage()
+        seen = await self._check_versions()
+        await self._check_parts()
+        await self._check_uploads()
+        if await self._usage() == before:
+            self._check_usage(seen, before)
+        await self._check_chunks()
+        await self._check_nodes()
+
+    async def _get(self, key: bytes) -> bytes | None:
+        async def body(tr: ReadTransaction) -> bytes | None:
+            return await tr.get(key)
+
+        return await self._store.db.read(body)
+
+    # Usage
+
+    async def _usage(self) -> dict[BucketId, tuple[int, int]]:
+        """Return (bytes, versions) by bucket, as counted."""
+        totals: dict[BucketId, list[int]] = defaultdict(lambda: [0, 0])
+        async for key, row in scan_prefix(self._store.db, keyspace.USAGE):
+            value = int.from_bytes(row, "little", signed=True)
+            totals[BucketId(key[1:9])][0 if key.endswith(b"b") else 1] += value
+        return {bucket: (size, count) for bucket, (size, count) in totals.items()}
+
+    def _check_usage(
+        self, seen: dict[BucketId, tuple[int, int]], counted: dict[BucketId, tuple[int, int]]
+    ) -> None:
+        for bucket in seen.keys() | counted.keys():
+            if seen.get(bucket, (0, 0)) != counted.get(bucket, (0, 0)):
+                self.counts.wrong_counters += 1
+                self._problem(
+                    f"bucket {bucket.hex()}: counted {counted.get(bucket)}, "
+                    f"there are {seen.get(bucket)} (bytes, versions)"
+                )
+
+    # Versions, parts and uploads
+
+    async def _check_versions(self) -> dict[BucketId, tuple[int, int]]:
+        seen: dict[BucketId, tuple[int, int]] = {}
+        for subspace in (keyspace.OBJECT, keyspace.VERSION):
+            done = 0
+            async for row_key, row in scan_prefix(self._store.db, subspace):
+                record = decode_version(row)
+                self.counts.versions += 1
+                self.counts.objects += subspace == keyspace.OBJECT
+                if not record.delete_marker:
+                    bucket = BucketId(row_key[1:9])
+                    size, count = seen.get(bucket, (0, 0))
+                    seen[bucket] = (size + record.size, count + 1)
+                    await self._check_data(row_key, record)
+                done += 1
+                if done % PROGRESS_EVERY == 0:
+                    self._progress("versions", done, 0)
+        return seen
+
+    async def _check_data(self, row_key: bytes, record: VersionRecord | PartRecord) -> None:
+        problem = await self._data_problem(record.data, record)
+        if problem and await self._get(row_key) is not None:
+            self.counts.unreadable_chunks += 1
+            self._problem(f"row {row_key!r}: {problem}")
+
+    async def _data_problem(self, data: Data, record: VersionRecord | PartRecord) -> str:
+        match data:
+            case InlineRow():
+                row = await self._get(keyspace.inline(record.data_id))
+                if row is None or len(row) != record.size:
+                    return "its bytes are missing"
+            case ChunkData(chunks=chunks):
+                for chunk_id, size in chunks:
+                    row = await self._get(keyspace.chunk(chunk_id))
+                    if row is None:
+                        return f"chunk {chunk_id.hex()} has no row"
+                    chunk = decode_chunk(row)
+                    if chunk.size != size or chunk.owner.data_id != record.data_id:
+                        return f"chunk {chunk_id.hex()} has another size or owner"
+            case PartData(upload_id=upload_id):
+                row = await self._get(keyspace.manifest(upload_id))
+                if row is None:
+                    return f"upload {upload_id.hex()} has no manifest"
+                for number, size in decode_manifest(row).parts:
+                    part = await self._get(keyspace.part(upload_id, number))
+                    if part is None or decode_part(part).size != size:
+                        return f"part {number} of upload {upload_id.hex()} is missing or differs"
+            case _:
+                pass
+        return ""
+
+    async def _check_parts(self) -> None:
+        async for row_key, row in scan_prefix(self._store.db, keyspace.PART):
+            await self._check_data(row_key, decode_part(row))
+
+    async def _check_uploads(self) -> None:
+        async for _ in scan_prefix(self._store.db, keyspace.UPLOAD):
+            self.counts.uploads += 1
+
+    # Chunks and their fragments
+
+    async def _check_chunks(self) -> None:
+        total = 0
+        async for _ in scan_prefix(self._store.db, keyspace.CHUNK):
+            total += 1
+        garbage = await self._garbage_chunks()
+        async for key, row in scan_prefix(self._store.db, keyspace.CHUNK):
+            chunk_id, record = ChunkId(key[1:]), decode_chunk(row)
+            self.counts.chunks += 1
+            if (
+                not await self._owned(chunk_id, record)
+                and chunk_id not in garbage
+                and chunk_id not in await self._garbage_chunks()
+                and await self._get(key) is not None
+            ):
+                self.counts.orphan_chunks += 1
+                self._problem(f"chunk {chunk_id.hex()} has no owner")
+            await self._check_fragments(chunk_id, record)
+            if self.counts.chunks % PROGRESS_EVERY == 0 or self._deep:
+                self._progress("chunks", self.counts.chunks, total)
+
+    async def _garbage_chunks(self) -> set[ChunkId]:
+        """Return the chunks that wait for collection. (Parts are found by their upload.)"""
+        waiting: set[ChunkId] = set()
+        async for _, row in scan_prefix(self._store.db, keyspace.GARBAGE):
+            data = decode_garbage(row).data
+            if isinstance(data, ChunkData):
+                waiting.update(chunk_id for chunk_id, _ in data.chunks)
+        return waiting
+
+    async def _owned(self, chunk_id: ChunkId, record: ChunkRecord) -> bool:
+        owner = record.owner
+        if owner.upload_id is not None:
+            row = await self._get(keyspace.part(owner.upload_id, owner.part_number))
+            return row is not None and decode_part(row).data_id == owner.data_id
+        for key in (
+            keyspace.object_(owner.bucket_id, owner.key),
+            keyspace.version(owner.bucket_id, owner.key, owner.sequence),
+        ):
+            row = await self._get(key)
+            if row is not None and decode_version(row).data_id == owner.data_id:
+                return True
+        return False
+
+    async def _check_fragments(self, chunk_id: ChunkId, record: ChunkRecord) -> None:
+        states = await self._store.data.examine(chunk_id, record, deep=self._deep)
+        self.counts.fragments += len(states)
+        bad = [state for state in states if not state.whole]
+        if not bad or await self._get(keyspace.chunk(chunk_id)) is None:
+            return
+        for state in bad:
+            if state.kind == "damaged":
+                self.counts.damaged_fragments += 1
+            else:
+                self.counts.missing_fragments += 1
+            node = record.nodes[state.index].hex()
+            self._problem(
+                f"chunk {chunk_id.hex()}: fragment {state.index} on node {node} is {state.kind}"
+            )
+        if len(states) - len(bad) < record.data_blocks:
+            self.counts.unreadable_chunks += 1
+            self._problem(f"chunk {chunk_id.hex()}: too few fragments are left to read it")
+
+    # What is on the nodes
+
+    async def _live_sessions(self) -> set[SessionId]:
+        live: set[SessionId] = set()
+        async for key, row in scan_prefix(self._store.db, keyspace.SESSION):
+            if not decode_session(row).dead:
+                live.add(SessionId(key[1:]))
+        return live
+
+    async def _check_nodes(self) -> None:
+        live = await self._live_sessions()
+        for node_id in self._store.pool.ids():
+            try:
+                await self._check_node(node_id, live)
+            except NodeError as error:
+                self._problem(f"node {node_id.hex()} cannot be listed: {error}")
+
+    async def _check_node(self, node_id: NodeId, live: set[SessionId]) -> None:
+        node = self._store.pool.get(node_id)
+        if node is None:
+            return
+        after = b""
+        done = 0
+        while page := await node.list(after, NODE_PAGE):
+            for info in page:
+                if not await self._belongs(node_id, info.fragment, live):
+                    self.counts.orphan_fragments += 1
+                    self._problem(f"node {node_id.hex()}: {info.fragment.hex()} has no owner")
+            after = page[-1].fragment
+            done += len(page)
+            self._progress("fragments on nodes", done, 0)
+
+    async def _belongs(self, node_id: NodeId, fragment: FragmentId, live: set[SessionId]) -> bool:
+        chunk_id, index = chunk_of(fragment)
+        if session_of(chunk_id) in live:
+            return True
+        row = await self._get(keyspace.chunk(chunk_id))
+        return row is not None and decode_chunk(row).nodes[index] == node_id

@@ -1,0 +1,83 @@
+"""Leases: one process at a time runs a service, whoever takes it first and renews it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import structlog
+import trio
+
+from engine.errors import EngineError, StorageError
+from engine.meta import keyspace
+from engine.meta.kv import Transaction
+from engine.meta.records import FORMAT, LeaseRecord, decode_lease, encode
+from engine.store import Store
+
+LEASE_S = 30.0
+
+
+async def acquire(store: Store, name: str, holder: bytes, *, lease_s: float = LEASE_S) -> bool:
+    """Take or renew the lease for ``holder``; False while somebody else has it."""
+    now = store.clock()
+
+    async def body(tr: Transaction) -> bool:
+        row = await tr.get(keyspace.lease(name))
+        if row is not None:
+            lease = decode_lease(row)
+            if lease.holder != holder and lease.expires_ms > now:
+                return False
+        record = LeaseRecord(
+            format=FORMAT, holder=holder, expires_ms=now + int(lease_s * 1000)
+        )
+        tr.set(keyspace.lease(name), encode(record))
+        return True
+
+    return await store.db.run(body)
+
+
+async def release(store: Store, name: str, holder: bytes) -> None:
+    async def body(tr: Transaction) -> None:
+        row = await tr.get(keyspace.lease(name))
+        if row is not None and decode_lease(row).holder == holder:
+            tr.clear(keyspace.lease(name))
+
+    await store.db.run(body)
+
+
+async def run_leased(
+    store: Store,
+    name: str,
+    work: Callable[[], Awaitable[None]],
+    *,
+    wait: Callable[[], Awaitable[None]],
+) -> None:
+    """Run ``work`` again and again, as long as this process has the lease; ``wait`` in between.
+
+    An EngineError ends one round only. While ``work`` runs the lease is renewed; when it is lost
+    (the process was stopped for longer than it lasts), the round is cancelled.
+    """
+    holder = store.random(16)
+    log = structlog.get_logger().bind(service=name)
+    while True:
+        await wait()
+        try:
+            if not await acquire(store, name, holder):
+                continue
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_keep, store, name, holder, nursery.cancel_scope)
+                try:
+                    await work()
+                except EngineError as error:
+                    log.warning("round ended early", error=str(error))
+                nursery.cancel_scope.cancel()
+            await release(store, name, holder)
+        except StorageError as error:
+            log.error("metadata store failed", error=str(error))
+
+
+async def _keep(store: Store, name: str, holder: bytes, scope: trio.CancelScope) -> None:
+    while True:
+        await trio.sleep(LEASE_S / 3)
+        if not await acquire(store, name, holder):
+            scope.cancel()
+            return
