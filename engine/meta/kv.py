@@ -28,6 +28,9 @@ TRANSACTION_S_MAX = 5.0
 VERSIONSTAMP_SIZE = 10
 """Bytes of a versionstamp: 8 of commit version and 2 of order within it, both big-endian."""
 
+SYSTEM_PREFIX = b"\xff"
+"""Keys that begin so belong to the store itself; a range may end here, not beyond."""
+
 T = TypeVar("T")
 
 
@@ -112,6 +115,15 @@ class Database(Protocol):
 def check_key(key: bytes) -> None:
     if len(key) > KEY_SIZE_MAX:
         raise LimitExceeded(f"key of {len(key)} bytes, at most {KEY_SIZE_MAX}")
+    if key[:1] == SYSTEM_PREFIX:
+        raise LimitExceeded("key begins with FF")
+
+
+def check_range(begin: bytes, end: bytes) -> None:
+    if len(begin) > KEY_SIZE_MAX or len(end) > KEY_SIZE_MAX:
+        raise LimitExceeded(f"key of a range has more than {KEY_SIZE_MAX} bytes")
+    if end > SYSTEM_PREFIX:
+        raise LimitExceeded("range ends after FF")
 
 
 def check_value(value: bytes) -> None:
