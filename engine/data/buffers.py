@@ -7,14 +7,16 @@ The rule against deadlock: a request may always take one stripe (``acquire``), a
 everything beyond that (more stripes per step, reading ahead) only when ``try_acquire`` grants it
 at once. Nobody ever waits for memory.
 
-Concurrency: everything here is called on the trio thread only.
+Concurrency: thread-safe; the pool has one lock, held for a few list operations.
 """
 
 from __future__ import annotations
 
+import threading
+
 
 class Budget:
-    """Bytes that may be held beyond one stripe per request."""
+    """Bytes that may be held beyond one stripe per request. Guarded by its pool's lock."""
 
     __slots__ = ("held", "limit")
 
@@ -58,11 +60,12 @@ class Buffer:
 class BufferPool:
     """Hands out buffers; keeps up to ``idle_max`` bytes of returned ones for the next."""
 
-    __slots__ = ("_idle", "_idle_max", "budget", "idle", "outstanding")
+    __slots__ = ("_idle", "_idle_max", "_lock", "budget", "idle", "outstanding")
 
     SMALLEST = 4096
 
     def __init__(self, budget: Budget, *, idle_max: int) -> None:
+        self._lock = threading.Lock()
         self.budget = budget
         self._idle_max = idle_max
         self._idle: dict[int, list[bytearray]] = {}
@@ -73,13 +76,15 @@ class BufferPool:
 
     def acquire(self, size: int) -> Buffer:
         """Return a buffer of at least ``size`` bytes: the one that a request may always have."""
-        return self._hand_out(size, granted=False)
+        with self._lock:
+            return self._hand_out(size, granted=False)
 
     def try_acquire(self, size: int) -> Buffer | None:
         """Return a buffer of at least ``size`` bytes if the budget allows it now."""
-        if not self.budget.try_acquire(self._class_of(size)):
-            return None
-        return self._hand_out(size, granted=True)
+        with self._lock:
+            if not self.budget.try_acquire(self._class_of(size)):
+                return None
+            return self._hand_out(size, granted=True)
 
     def acquire_stripes(self, stripe_size: int, count: int, *, first: bool) -> Buffer | None:
         """Return a buffer of up to ``count`` stripes: as many as the budget allows, halving.
@@ -111,9 +116,10 @@ class BufferPool:
 
     def _take_back(self, storage: bytearray, granted: bool) -> None:
         size = len(storage)
-        self.outstanding -= size
-        if granted:
-            self.budget.release(size)
-        if self.idle + size <= self._idle_max:
-            self.idle += size
-            self._idle.setdefault(size, []).append(storage)
+        with self._lock:
+            self.outstanding -= size
+            if granted:
+                self.budget.release(size)
+            if self.idle + size <= self._idle_max:
+                self.idle += size
+                self._idle.setdefault(size, []).append(storage)

@@ -99,23 +99,25 @@ class NodePool:
         if slot is not None:
             slot.suspect_until = slot.full_until = float("-inf")
 
-    def place(self, chunk_id: ChunkId) -> tuple[list[Node], bool]:
-        """Return all nodes that may take a fragment of the chunk, best first.
+    def place(self, chunk_id: ChunkId, least: int) -> list[Node]:
+        """Return the nodes to try for the chunk's fragments, best first.
 
-        The flag tells whether nodes were left out because they are full.
+        Suspect and full nodes are left out, unless fewer than ``least`` remain: then they stand
+        at the end, since a write that tries them is better than one that fails for sure.
         """
         now = self._clock()
         fit: dict[NodeId, tuple[Node, Candidate]] = {}
-        skipped_full = False
+        doubtful: list[Node] = []
         for node_id, slot in self._slots.items():
-            if slot.node is None or slot.suspect_until > now:
+            if slot.node is None:
                 continue
-            if slot.full_until > now:
-                skipped_full = True
-                continue
-            fit[node_id] = (slot.node, slot.candidate)
+            if slot.suspect_until > now or slot.full_until > now:
+                doubtful.append(slot.node)
+            else:
+                fit[node_id] = (slot.node, slot.candidate)
         order = place(chunk_id, len(fit), [candidate for _, candidate in fit.values()])
-        return [fit[node_id][0] for node_id in order], skipped_full
+        nodes = [fit[node_id][0] for node_id in order]
+        return nodes if len(nodes) >= least else nodes + doubtful
 
     def spare(self, chunk_id: ChunkId, taken: set[NodeId]) -> list[NodeId]:
         """Return the known nodes outside ``taken``, up or not, best first: for fragments that

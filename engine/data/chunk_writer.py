@@ -1,0 +1,334 @@
+"""``ChunkWriter``: one chunk on its way to its nodes.
+
+Life: ``write`` once per batch of stripes, then ``commit``, or ``undo`` at any point.
+
+Nodes that live in this process are opened and written to inside the worker thread that hashes and
+codes: one thread hop per batch serves all of them. The others are written to concurrently, from
+tasks. A node that fails is dropped from the chunk; as long as enough remain the write goes on.
+
+Concurrency: one call at a time. ``_open``, ``_failures`` and ``_committed`` are changed by worker
+threads, but only while the trio side waits for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import trio
+
+from engine.data.coding import Coder
+from engine.data.context import Context
+from engine.data.digests import Digests
+from engine.data.layout import Layout, block_hash, round_up
+from engine.data.removal import delete_fragments
+from engine.errors import NoSpace, Unavailable
+from engine.ids import ChunkId, FragmentId, NodeId, fragment_id
+from engine.meta.records import ChunkOwner, ChunkRecord
+from engine.node.contract import (
+    BlockingWriter,
+    Buffer,
+    Node,
+    NodeError,
+    NodeFull,
+    Writer,
+)
+
+UNDO_S_MAX = 10.0
+"""How long cleaning up after a failed write may take; garbage collection does the rest."""
+
+
+class _Fragment:
+    """An open fragment: exactly one of the writers is set."""
+
+    __slots__ = ("local", "node", "remote")
+
+    def __init__(self, node: Node, local: BlockingWriter | None, remote: Writer | None) -> None:
+        self.node = node
+        self.local = local
+        self.remote = remote
+
+
+class ChunkWriter:
+    def __init__(self, context: Context, coder: Coder, *, block_size: int, size_max: int) -> None:
+        """
+        Args:
+            size_max: bytes of user data that will come at most; room is reserved for so many.
+        Raises:
+            Unavailable: fewer nodes are known than a chunk has fragments.
+        """
+        self.chunk_id: ChunkId = context.new_chunk_id()
+        self.size = 0
+        self.size_max = size_max
+        self._context = context
+        self._coder = coder
+        self._block_size = block_size
+        self._stripe_size = block_size * coder.data_blocks
+        self._stripes = 0
+        self._width = width = coder.data_blocks + coder.parity_blocks
+        self._required = coder.data_blocks + 1 if coder.parity_blocks else coder.data_blocks
+        if len(context.pool) < width:
+            raise Unavailable(f"{width} nodes are needed, {len(context.pool)} are known")
+        self._fragment_size_max = Layout(
+            size_max, coder.data_blocks, coder.parity_blocks, block_size
+        ).fragment_size
+        self._untried: list[Node] = context.pool.place(self.chunk_id, self._required)[::-1]
+        self._all_local = all(node.blocking is not None for node in self._untried)
+        self._unopened = list(range(width))
+        self._open: dict[int, _Fragment] = {}
+        self._failures: list[tuple[NodeId, NodeError]] = []
+        self._only_full: bool | None = None
+        """Whether all failures so far were full nodes; None: there were none."""
+        self._touched: dict[int, NodeId] = {}
+        """Nodes on which a commit was at least begun, by index: what ``undo`` deletes."""
+        self._committed: dict[int, NodeId] = {}
+
+    @property
+    def room(self) -> int:
+        """Bytes that the chunk may still take."""
+        return self.size_max - self.size
+
+    @property
+    def incomplete(self) -> bool:
+        """After ``commit``: some fragments are missing and are to be rebuilt."""
+        return len(self._committed) < self._width
+
+    def record(self, owner: ChunkOwner) -> ChunkRecord:
+        """Return the record of the committed chunk.
+
+        A fragment that could not be written is given a node too, where it is to be rebuilt.
+        """
+        taken = set(self._committed.values())
+        spare = iter(self._context.pool.spare(self.chunk_id, taken))
+        nodes: list[NodeId] = []
+        for index in range(self._width):
+            node_id = self._committed.get(index) or next(spare, None)
+            if node_id is None:
+                raise Unavailable(f"{self._width} nodes are needed")
+            nodes.append(node_id)
+        coder = self._coder
+        return ChunkRecord(
+            1, self.size, coder.data_blocks, coder.parity_blocks, self._block_size, nodes, owner
+        )
+
+    async def write(self, view: memoryview, size: int, digests: Digests | None) -> None:
+        """Code ``size`` bytes at the start of ``view`` and write them to all nodes.
+
+        Args:
+            view: whole stripes; the part behind ``size`` in the last one is filled with zeros
+                here. ``size`` is a multiple of the stripe size except in the last call.
+            digests: updated in the same thread; None when that is done elsewhere.
+        Raises:
+            NoSpace, Unavailable: too few nodes are left.
+        """
+        if not self._all_local:
+            await self._open_mixed()
+        pieces = await trio.to_thread.run_sync(
+            self._write_local, view, size, digests, limiter=self._context.limiters.work
+        )
+        remote = [(index, f) for index, f in self._open.items() if f.remote is not None]
+        if remote:
+            async with trio.open_nursery() as nursery:
+                for index, fragment in remote:
+                    nursery.start_soon(self._write_remote, index, fragment, pieces[index])
+        self._settle()
+
+    async def commit(self) -> None:
+        """Make all fragments durable, in parallel.
+
+        Raises:
+            NoSpace, Unavailable: fewer than enough became durable. Call ``undo``.
+        """
+        if len(self._open) == 1 and self._all_local:
+            [(index, only)] = self._open.items()
+            await self._commit_one(index, only)
+        else:
+            async with trio.open_nursery() as nursery:
+                for index, fragment in self._open.items():
+                    nursery.start_soon(self._commit_one, index, fragment)
+        self._open = {}
+        self._settle(len(self._committed))
+
+    async def undo(self) -> None:
+        """Leave no fragment behind, as far as nodes answer in time. Never raises.
+
+        Shielded from cancellation for up to ``UNDO_S_MAX`` seconds.
+        """
+        with trio.move_on_after(UNDO_S_MAX, shield=True):
+            fragments = {i: f for i, f in self._open.items() if i not in self._committed}
+            self._open = {}
+            local = [f.local for f in fragments.values() if f.local is not None]
+            if local:
+                await trio.to_thread.run_sync(
+                    _abort_all, local, limiter=self._context.limiters.disk
+                )
+            for fragment in fragments.values():
+                if fragment.remote is not None:
+                    try:
+                        await fragment.remote.abort()
+                    except NodeError as error:
+                        self._context.pool.failed(fragment.node.node_id, error)
+            await delete_fragments(
+                self._context.pool, self.fragments(), limiter=self._context.limiters.disk
+            )
+
+    def fragments(self) -> dict[NodeId, list[FragmentId]]:
+        """Return the fragments that are, or may be, on nodes."""
+        found: dict[NodeId, list[FragmentId]] = {}
+        for index, node_id in self._touched.items():
+            found.setdefault(node_id, []).append(fragment_id(self.chunk_id, index))
+        return found
+
+    # Opening: each round gives every index without a node the next node that was not tried.
+
+    def _next_round(self) -> list[tuple[int, Node]]:
+        pairs = []
+        while self._unopened and self._untried:
+            pairs.append((self._unopened.pop(0), self._untried.pop()))
+        return pairs
+
+    def _refused(self, index: int, node: Node, error: NodeError) -> None:
+        self._note(node.node_id, error)
+        self._unopened.append(index)
+
+    def _open_local(self, pairs: Sequence[tuple[int, Node]]) -> None:
+        for index, node in pairs:
+            assert node.blocking is not None
+            try:
+                writer = node.blocking.open_writer(
+                    fragment_id(self.chunk_id, index), self._fragment_size_max
+                )
+            except NodeError as error:
+                self._refused(index, node, error)
+            else:
+                self._open[index] = _Fragment(node, writer, None)
+
+    async def _open_remote(self, index: int, node: Node) -> None:
+        try:
+            writer = await node.open_writer(
+                fragment_id(self.chunk_id, index), self._fragment_size_max
+            )
+        except NodeError as error:
+            self._refused(index, node, error)
+        else:
+            self._open[index] = _Fragment(node, None, writer)
+
+    async def _open_mixed(self) -> None:
+        while pairs := self._next_round():
+            local = [pair for pair in pairs if pair[1].blocking is not None]
+            async with trio.open_nursery() as nursery:
+                for index, node in pairs:
+                    if node.blocking is None:
+                        nursery.start_soon(self._open_remote, index, node)
+            if local:
+                await trio.to_thread.run_sync(
+                    self._open_local, local, limiter=self._context.limiters.work
+                )
+
+    # Writing
+
+    def _write_local(
+        self, view: memoryview, size: int, digests: Digests | None
+    ) -> dict[int, list[Buffer]]:
+        """In a worker thread: open what is local, code, write; return each fragment's bytes."""
+        if self._all_local:
+            while pairs := self._next_round():
+                self._open_local(pairs)
+        if digests is not None:
+            digests.update(view[:size])
+        if len(self._open) < self._required:
+            return {}
+        pieces = self._code(view, size)
+        for index, fragment in list(self._open.items()):
+            if fragment.local is not None:
+                try:
+                    fragment.local.write(pieces[index])
+                except NodeError as error:
+                    self._drop(index, fragment, error)
+                    fragment.local.abort()
+        return pieces
+
+    async def _write_remote(
+        self, index: int, fragment: _Fragment, pieces: Sequence[Buffer]
+    ) -> None:
+        assert fragment.remote is not None
+        try:
+            await fragment.remote.write(pieces)
+        except NodeError as error:
+            self._drop(index, fragment, error)
+
+    def _code(self, view: memoryview, size: int) -> dict[int, list[Buffer]]:
+        pieces: dict[int, list[Buffer]] = {index: [] for index in self._open}
+        count = self._coder.data_blocks
+        for start in range(0, size, self._stripe_size):
+            rest = min(size - start, self._stripe_size)
+            block_size = min(round_up(-(-rest // count)), self._block_size)
+            padding = count * block_size - rest
+            if padding:
+                view[start + rest : start + rest + padding] = bytes(padding)
+            stripe = view[start : start + count * block_size]
+            parity = self._coder.encode(stripe)
+            for index, out in pieces.items():
+                block: Buffer
+                if index < count:
+                    block = stripe[index * block_size : (index + 1) * block_size]
+                else:
+                    block = parity[index - count]
+                out.append(block)
+                out.append(block_hash(block, self.chunk_id, index, self._stripes))
+            self._stripes += 1
+        self.size += size
+        return pieces
+
+    # Failures and the end
+
+    def _drop(self, index: int, fragment: _Fragment, error: NodeError) -> None:
+        self._open.pop(index, None)
+        self._note(fragment.node.node_id, error)
+
+    def _note(self, node_id: NodeId, error: NodeError) -> None:
+        self._failures.append((node_id, error))
+        self._only_full = isinstance(error, NodeFull) and self._only_full is not False
+
+    def _settle(self, durable: int | None = None) -> None:
+        """Tell the pool what happened; raise if too few fragments are left."""
+        failures, self._failures = self._failures, []
+        for node_id, error in failures:
+            self._context.pool.failed(node_id, error)
+        left = len(self._open) if durable is None else durable
+        if left < self._required:
+            if self._only_full:
+                raise NoSpace
+            raise Unavailable(f"{left} of {self._required} nodes that a write needs")
+
+    async def _commit_one(self, index: int, fragment: _Fragment) -> None:
+        node_id = fragment.node.node_id
+        try:
+            if fragment.local is not None:
+                await trio.to_thread.run_sync(
+                    self._commit_local,
+                    index,
+                    node_id,
+                    fragment.local,
+                    limiter=self._context.limiters.disk,
+                )
+            else:
+                assert fragment.remote is not None
+                self._touched[index] = node_id
+                await fragment.remote.commit()
+                self._committed[index] = node_id
+        except NodeError as error:
+            self._note(node_id, error)
+
+    def _commit_local(self, index: int, node_id: NodeId, writer: BlockingWriter) -> None:
+        self._touched[index] = node_id
+        try:
+            writer.commit()
+        except NodeError:
+            writer.abort()
+            raise
+        self._committed[index] = node_id
+
+
+def _abort_all(writers: Sequence[BlockingWriter]) -> None:
+    for writer in writers:
+        writer.abort()

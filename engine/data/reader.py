@@ -1,0 +1,331 @@
+"""``ChunkStream``: byte ranges of chunks, verified, as buffers to send.
+
+One thread hop reads and verifies a batch of stripes from all local drives whose bytes are in the
+page cache; drives that must be waited for get a thread each. Small reads try the page cache on
+the trio thread first, which is cheaper than any hop. While one batch is being sent the next is
+read, if the memory budget allows.
+
+Concurrency: one consumer. Reading ahead runs as one task in the store's nursery; position and
+segments belong to it while it runs, else to the consumer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import trio
+
+from engine.data.batch import Batch, Job, space_for
+from engine.data.buffers import Buffer
+from engine.data.context import BATCH_SIZE_MAX, Context, first_error
+from engine.data.layout import Layout
+from engine.errors import Corrupt
+from engine.ids import ChunkId, NodeId, fragment_id
+from engine.meta.records import ChunkRecord
+from engine.node.contract import NodeError
+
+INLINE_SIZE_MAX = 128 * 1024
+"""Reads up to so many bytes are tried on the trio thread: about what a thread hop costs."""
+
+FIRST_BATCH_SIZE = 1 << 20
+"""The first batch is this small, for the time to the first byte; each next one is doubled."""
+
+AHEAD_SIZE_MIN = 256 * 1024
+"""Sending less than this takes less time than a task that reads ahead."""
+
+_CLOSE_S_MAX = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Bytes ``start`` to ``end`` (exclusive) of a chunk."""
+
+    chunk_id: ChunkId
+    record: ChunkRecord
+    start: int
+    end: int
+
+
+Segments: TypeAlias = AsyncIterator[Segment] | Sequence[Segment]
+
+
+async def read_batch(context: Context, batch: Batch, *, inline: bool = False) -> None:
+    """Make ``batch.content`` right.
+
+    Args:
+        inline: try the page cache on this thread first.
+    Raises:
+        Corrupt, Unavailable.
+    What failed on the way stays in ``batch.failures``.
+    """
+    jobs: Sequence[Job] = batch.plan()
+    while True:
+        if inline or (not jobs and batch.complete):
+            cold = batch.advance(jobs)
+        else:
+            cold = await trio.to_thread.run_sync(batch.advance, jobs, limiter=context.limiters.work)
+        if not cold:
+            return
+        inline = False
+        await _read_cold(context, batch, cold)
+        jobs = batch.plan()
+
+
+async def _read_cold(context: Context, batch: Batch, jobs: Sequence[Job]) -> None:
+    """Read what must be waited for, all nodes at once.
+
+    Hedging belongs here: when some of the jobs take much longer than the others, stop waiting
+    for them, and let ``Batch.plan`` ask other fragments instead.
+    """
+    limiter = context.limiters.disk
+    by_node: dict[NodeId, list[Job]] = {}
+    for job in jobs:
+        by_node.setdefault(job.node.node_id, []).append(job)
+    groups = list(by_node.values())
+    if len(groups) == 1 and groups[0][0].node.blocking is not None:
+        await trio.to_thread.run_sync(batch.read, groups[0], limiter=limiter)
+        return
+
+    async def read(group: Sequence[Job]) -> None:
+        if group[0].node.blocking is not None:
+            await trio.to_thread.run_sync(batch.read, group, limiter=limiter)
+            return
+        for job in group:
+            try:
+                await job.node.read_into(
+                    fragment_id(batch.chunk_id, job.index), job.offset, job.buffers
+                )
+            except NodeError as error:
+                batch.fail(job, error)
+            else:
+                batch.verify(job)
+
+    try:
+        async with trio.open_nursery() as nursery:
+            for group in groups:
+                nursery.start_soon(read, group)
+    except BaseExceptionGroup as errors:
+        raise first_error(errors) from None
+
+
+class _Ready:
+    """A batch that was read: ``content`` lies in ``buffer``."""
+
+    __slots__ = ("buffer", "content")
+
+    def __init__(self, buffer: Buffer, content: memoryview) -> None:
+        self.buffer = buffer
+        self.content = content
+
+
+class _Ahead:
+    """Reading ahead: a task under way, then its outcome."""
+
+    __slots__ = ("done", "error", "ready", "scope")
+
+    def __init__(self) -> None:
+        self.scope = trio.CancelScope()
+        self.done = trio.Event()
+        self.ready: _Ready | None = None
+        self.error: BaseException | None = None
+
+
+class ChunkStream:
+    """Iterate for memoryviews, each valid until the next step or ``aclose``.
+
+    Stopping early, on errors, or on cancellation: call ``aclose``; it never waits for a disk.
+
+    Raises while iterating: Corrupt, Unavailable, and what the segments raise. Wrong bytes are
+    never returned, but bytes may have been returned before an error is found.
+    """
+
+    def __init__(self, context: Context, segments: Segments) -> None:
+        self._context = context
+        self._segments = segments
+        self._listed = 0
+        """How many segments were taken, when they came as a sequence."""
+        self._segment: Segment | None = None
+        self._layout: Layout | None = None
+        self._position = 0
+        self._batch_size = FIRST_BATCH_SIZE
+        self._bad: dict[int, str] = {}
+        """Fragments of this segment's chunk that failed, so that each is reported once."""
+        self._current: Buffer | None = None
+        self._ahead: _Ahead | None = None
+        self._finished = False
+        self._closed = False
+
+    def __aiter__(self) -> ChunkStream:
+        return self
+
+    async def __anext__(self) -> memoryview:
+        if self._current is not None:
+            self._current.release()
+            self._current = None
+        if self._closed:
+            raise StopAsyncIteration
+        ready = None
+        if self._ahead is not None:
+            ready = await self._await_ahead(self._ahead)
+        if ready is None:
+            ready = await self._load(first=True)
+        if ready is None:
+            raise StopAsyncIteration
+        self._current = ready.buffer
+        self._start_ahead(len(ready.content))
+        return ready.content
+
+    async def aclose(self) -> None:
+        """Release everything; may be called more than once, and does not wait for reads: a
+        thread that still reads releases its buffer itself."""
+        self._closed = True
+        if self._current is not None:
+            self._current.release()
+            self._current = None
+        ahead = self._ahead
+        if ahead is not None and not ahead.done.is_set():
+            ahead.scope.cancel()
+            return
+        if ahead is not None and ahead.ready is not None:
+            ahead.ready.buffer.release()
+            ahead.ready = None
+        await self._close_segments()
+
+    async def _close_segments(self) -> None:
+        segments = self._segments
+        self._segments = ()
+        if isinstance(segments, AsyncGenerator):
+            with trio.move_on_after(_CLOSE_S_MAX, shield=True):
+                await segments.aclose()
+
+    async def _next_segment(self) -> Segment | None:
+        segments = self._segments
+        if not isinstance(segments, Sequence):
+            return await anext(segments, None)
+        if self._listed == len(segments):
+            return None
+        self._listed += 1
+        return segments[self._listed - 1]
+
+    async def _locate(self) -> tuple[Segment, Layout] | None:
+        """Return the segment that holds the position, or None at the end."""
+        while self._segment is None or self._position >= self._segment.end:
+            if self._finished:
+                return None
+            segment = await self._next_segment()
+            if segment is None:
+                self._finished = True
+                return None
+            try:
+                self._layout = Layout.of(segment.record)
+            except ValueError as error:
+                raise Corrupt(f"record of chunk {segment.chunk_id.hex()}") from error
+            if self._segment is None or self._segment.chunk_id != segment.chunk_id:
+                self._bad = {}
+            self._segment = segment
+            self._position = segment.start
+        assert self._layout is not None
+        return self._segment, self._layout
+
+    def _take(self, segment: Segment, layout: Layout, *, first: bool) -> tuple[Buffer, int] | None:
+        """Return a buffer and the end of the range to read into it, as the budget allows.
+
+        ``first``: this request holds no buffer, so it gets one stripe in any case.
+        """
+        start = self._position
+        count = max(1, self._batch_size // layout.stripe_size)
+        stripe = start // layout.stripe_size
+        while True:
+            end = min((stripe + count) * layout.stripe_size, segment.end)
+            size = space_for(layout, start, end)
+            buffers = self._context.buffers
+            if count == 1 and first:
+                return buffers.acquire(size), end
+            buffer = buffers.try_acquire(size)
+            if buffer is not None:
+                return buffer, end
+            if count == 1:
+                return None
+            count //= 2
+
+    async def _load(self, *, first: bool) -> _Ready | None:
+        """Read the next batch; None at the end, or when the budget refuses it (not ``first``)."""
+        found = await self._locate()
+        if found is None:
+            return None
+        segment, layout = found
+        taken = self._take(segment, layout, first=first)
+        if taken is None:
+            return None
+        buffer, end = taken
+        start = self._position
+        try:
+            batch = Batch(
+                self._context.pool,
+                self._context.buffers,
+                self._context.coders.get(layout.data_blocks, layout.parity_blocks),
+                chunk_id=segment.chunk_id,
+                record=segment.record,
+                layout=layout,
+                start=start,
+                end=end,
+                view=buffer.view,
+                avoid=frozenset(i for i, kind in self._bad.items() if kind != "damaged"),
+            )
+            inline = space_for(layout, start, end) <= INLINE_SIZE_MAX
+            try:
+                await read_batch(self._context, batch, inline=inline)
+            finally:
+                self._report(batch)
+                batch.release()
+        except BaseException:
+            buffer.release()
+            raise
+        self._position = end
+        self._batch_size = min(self._batch_size * 2, BATCH_SIZE_MAX)
+        return _Ready(buffer, batch.content)
+
+    def _report(self, batch: Batch) -> None:
+        failures, batch.failures = batch.failures, []
+        for failure in failures:
+            if failure.error is not None:
+                self._context.pool.failed(failure.node_id, failure.error)
+            if failure.index not in self._bad:
+                self._bad[failure.index] = failure.kind
+                self._context.on_damage(batch.chunk_id, failure.index, failure.kind)
+
+    def _start_ahead(self, sent: int) -> None:
+        """Begin to read the next batch while ``sent`` bytes go out."""
+        nursery = self._context.nursery
+        if nursery is None or self._finished or sent < AHEAD_SIZE_MIN:
+            return
+        assert self._segment is not None
+        if self._position >= self._segment.end and (
+            isinstance(self._segments, Sequence) and self._listed == len(self._segments)
+        ):
+            return
+        self._ahead = _Ahead()
+        nursery.start_soon(self._read_ahead, self._ahead)
+
+    async def _read_ahead(self, ahead: _Ahead) -> None:
+        try:
+            with ahead.scope:
+                ahead.ready = await self._load(first=False)
+        except Exception as error:  # noqa: BLE001  (raised again in the consumer)
+            ahead.error = error
+        finally:
+            ahead.done.set()
+            if self._closed:
+                if ahead.ready is not None:
+                    ahead.ready.buffer.release()
+                    ahead.ready = None
+                await self._close_segments()
+
+    async def _await_ahead(self, ahead: _Ahead) -> _Ready | None:
+        await ahead.done.wait()
+        self._ahead = None
+        if ahead.error is not None:
+            raise ahead.error
+        return ahead.ready

@@ -1,0 +1,306 @@
+"""Looking at a chunk's fragments, and writing lost ones again.
+
+Order of a rebuild: a node may still have the damaged fragment under the id that is to be written,
+and a tombstone written after a fragment was opened could outlive it. So the old fragment is
+deleted before the new one is opened. Before that, every stripe is read and decoded once without
+it: a rebuild never gives up a damaged fragment whose good blocks are still needed. A crash in
+between leaves the fragment missing, which the other fragments cover.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import trio
+
+from engine.data.batch import Batch, damage_of, space_for
+from engine.data.buffers import Buffer
+from engine.data.context import BATCH_SIZE_MAX, Context, first_error
+from engine.data.layout import HASH_SIZE, Layout, block_hash
+from engine.data.reader import read_batch
+from engine.errors import Corrupt, NoSpace, StorageError, Unavailable
+from engine.ids import ChunkId, NodeId, fragment_id
+from engine.meta.records import ChunkRecord
+from engine.node.contract import (
+    FragmentMissing,
+    Node,
+    NodeDown,
+    NodeError,
+    NodeFull,
+    Writer,
+)
+
+_ABORT_S_MAX = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class FragmentState:
+    index: int
+    node_id: NodeId
+    state: Literal["whole", "missing", "damaged", "down"]
+    bad_blocks: int = 0
+    """Blocks that do not verify; only a deep examination looks."""
+
+
+def layout_of(chunk_id: ChunkId, record: ChunkRecord) -> Layout:
+    """
+    Raises:
+        Corrupt: the record describes no possible chunk.
+    """
+    try:
+        return Layout.of(record)
+    except ValueError as error:
+        raise Corrupt(f"record of chunk {chunk_id.hex()}") from error
+
+
+async def examine(
+    context: Context, chunk_id: ChunkId, record: ChunkRecord, *, deep: bool
+) -> list[FragmentState]:
+    """Return the state of each fragment, in index order.
+
+    Args:
+        deep: read and verify every block; else only presence and size are looked at.
+    Reads at most one batch of stripes of memory, one fragment after another.
+    """
+    layout = layout_of(chunk_id, record)
+    states: list[FragmentState] = []
+    for index, node_id in enumerate(record.nodes):
+        node = context.pool.get(node_id)
+        try:
+            if node is None:
+                raise NodeDown
+            info = await _stat(context, node, chunk_id, index)
+            if info is None:
+                raise FragmentMissing
+            bad = 0
+            if info == layout.fragment_size and deep:
+                bad = await _count_bad(context, node, chunk_id, index, layout)
+            whole = info == layout.fragment_size and not bad
+            states.append(FragmentState(index, node_id, "whole" if whole else "damaged", bad))
+        except NodeError as error:
+            context.pool.failed(node_id, error)
+            states.append(FragmentState(index, node_id, damage_of(error)))
+    return states
+
+
+async def _stat(context: Context, node: Node, chunk_id: ChunkId, index: int) -> int | None:
+    """Return the size of the fragment in bytes, or None."""
+    fragment = fragment_id(chunk_id, index)
+    if node.blocking is not None:
+        info = await trio.to_thread.run_sync(
+            node.blocking.stat, fragment, limiter=context.limiters.disk
+        )
+    else:
+        info = await node.stat(fragment)
+    return info.size if info is not None else None
+
+
+async def _count_bad(
+    context: Context, node: Node, chunk_id: ChunkId, index: int, layout: Layout
+) -> int:
+    """Return how many blocks of the fragment do not verify."""
+    bad = 0
+    step = max(1, BATCH_SIZE_MAX // 4 // (layout.block_size + HASH_SIZE))
+    buffer = context.buffers.acquire(
+        min(step * (layout.block_size + HASH_SIZE), layout.fragment_size)
+    )
+
+    def check(first: int, last: int, content: memoryview) -> int:
+        wrong = 0
+        for stripe in range(first, last):
+            at = layout.offset_of(stripe) - layout.offset_of(first)
+            size = layout.block_size_of(stripe)
+            expected = content[at + size : at + size + HASH_SIZE]
+            wrong += block_hash(content[at : at + size], chunk_id, index, stripe) != expected
+        return wrong
+
+    def read_and_check(first: int, last: int, content: memoryview) -> int:
+        assert node.blocking is not None
+        node.blocking.read_into(
+            fragment_id(chunk_id, index), layout.offset_of(first), [content], nowait=False
+        )
+        return check(first, last, content)
+
+    try:
+        for first in range(0, layout.stripe_count, step):
+            last = min(first + step, layout.stripe_count)
+            content = buffer.view[: layout.end_of(last - 1) - layout.offset_of(first)]
+            if node.blocking is not None:
+                bad += await trio.to_thread.run_sync(
+                    read_and_check, first, last, content, limiter=context.limiters.disk
+                )
+            else:
+                offset = layout.offset_of(first)
+                await node.read_into(fragment_id(chunk_id, index), offset, [content])
+                bad += check(first, last, content)
+    finally:
+        buffer.release()
+    return bad
+
+
+async def rebuild(
+    context: Context,
+    chunk_id: ChunkId,
+    record: ChunkRecord,
+    indexes: Collection[int],
+    targets: Mapping[int, Node],
+) -> None:
+    """Write the fragments again, from the others; they are durable when this returns.
+
+    Args:
+        indexes: fragments to write; nothing is read from them.
+        targets: for each of them, the node that gets it. When that is another node than the
+            record names, the caller commits the changed record afterwards.
+    Raises:
+        Corrupt, Unavailable: the other fragments are not enough (nothing was changed), or a
+            target failed.
+        NoSpace: a target has no room.
+    """
+    await _Rebuild(context, chunk_id, record, indexes, targets).run()
+
+
+class _Rebuild:
+    def __init__(
+        self,
+        context: Context,
+        chunk_id: ChunkId,
+        record: ChunkRecord,
+        indexes: Collection[int],
+        targets: Mapping[int, Node],
+    ) -> None:
+        self._context = context
+        self._chunk_id = chunk_id
+        self._record = record
+        self._indexes = sorted(indexes)
+        self._targets = targets
+        self._layout = layout_of(chunk_id, record)
+        self._coder = context.coders.get(record.data_blocks, record.parity_blocks)
+        self._writers: dict[int, Writer] = {}
+
+    async def run(self) -> None:
+        current: NodeId | None = None
+        try:
+            replaced = []
+            for index in self._indexes:
+                current = self._targets[index].node_id
+                if await _stat(self._context, self._targets[index], self._chunk_id, index):
+                    replaced.append(index)
+            if replaced:
+                await self._read_all(write=False)
+                for index in replaced:
+                    current = self._targets[index].node_id
+                    await self._targets[index].delete([fragment_id(self._chunk_id, index)])
+            for index in self._indexes:
+                current = self._targets[index].node_id
+                self._writers[index] = await self._targets[index].open_writer(
+                    fragment_id(self._chunk_id, index), self._layout.fragment_size
+                )
+            current = None
+            await self._read_all(write=True)
+            async with trio.open_nursery() as nursery:
+                for index in self._indexes:
+                    nursery.start_soon(self._commit, index)
+        except BaseException as caught:
+            error = first_error(caught) if isinstance(caught, BaseExceptionGroup) else caught
+            await self._abort()
+            if isinstance(error, NodeError):
+                if current is not None:
+                    self._context.pool.failed(current, error)
+                raise self._translated(error) from error
+            if error is not caught:
+                raise error from None
+            raise
+
+    def _translated(self, error: NodeError) -> StorageError:
+        if isinstance(error, NodeFull):
+            return NoSpace()
+        return Unavailable(f"target of a rebuild of chunk {self._chunk_id.hex()}")
+
+    async def _abort(self) -> None:
+        with trio.move_on_after(_ABORT_S_MAX, shield=True):
+            for writer in self._writers.values():
+                await writer.abort()
+
+    async def _commit(self, index: int) -> None:
+        try:
+            await self._writers[index].commit()
+        except NodeError as error:
+            self._context.pool.failed(self._targets[index].node_id, error)
+            raise
+        del self._writers[index]
+
+    async def _read_all(self, *, write: bool) -> None:
+        """Read and decode every stripe; write what is to be written of each."""
+        layout = self._layout
+        count = max(1, BATCH_SIZE_MAX // layout.stripe_size)
+        buffer = self._context.buffers.acquire_stripes(
+            layout.stripe_size, min(count, layout.stripe_count), first=True
+        )
+        assert buffer is not None
+        step = len(buffer.view) // layout.stripe_size
+        try:
+            for first in range(0, layout.stripe_count, step):
+                last = min(first + step, layout.stripe_count)
+                await self._read(buffer, first, last)
+                if write:
+                    await self._write(buffer, first, last)
+        finally:
+            buffer.release()
+
+    async def _read(self, buffer: Buffer, first: int, last: int) -> None:
+        layout = self._layout
+        start, end = first * layout.stripe_size, min(last * layout.stripe_size, layout.size)
+        batch = Batch(
+            self._context.pool,
+            self._context.buffers,
+            self._coder,
+            chunk_id=self._chunk_id,
+            record=self._record,
+            layout=layout,
+            start=start,
+            end=end,
+            view=buffer.view,
+            exclude=frozenset(self._indexes),
+        )
+        try:
+            await read_batch(self._context, batch)
+        finally:
+            for failure in batch.failures:
+                if failure.error is not None:
+                    self._context.pool.failed(failure.node_id, failure.error)
+                self._context.on_damage(self._chunk_id, failure.index, failure.kind)
+            batch.release()
+        # Blocks of nothing but padding were not read.
+        space = space_for(layout, start, end)
+        whole = (last - 1 - first) * layout.stripe_size
+        whole += layout.block_size_of(last - 1) * layout.data_blocks
+        buffer.view[space:whole] = bytes(whole - space)
+
+    async def _write(self, buffer: Buffer, first: int, last: int) -> None:
+        pieces = await trio.to_thread.run_sync(
+            self._code, buffer.view, first, last, limiter=self._context.limiters.work
+        )
+        for index, writer in self._writers.items():
+            try:
+                await writer.write(pieces[index])
+            except NodeError as error:
+                self._context.pool.failed(self._targets[index].node_id, error)
+                raise
+
+    def _code(self, view: memoryview, first: int, last: int) -> dict[int, list[bytes | memoryview]]:
+        pieces: dict[int, list[bytes | memoryview]] = {index: [] for index in self._indexes}
+        data_blocks = self._layout.data_blocks
+        for stripe in range(first, last):
+            at = (stripe - first) * self._layout.stripe_size
+            size = self._layout.block_size_of(stripe)
+            whole = view[at : at + data_blocks * size]
+            parity = self._coder.encode(whole) if self._indexes[-1] >= data_blocks else []
+            for index, out in pieces.items():
+                if index < data_blocks:
+                    block = whole[index * size : (index + 1) * size]
+                else:
+                    block = parity[index - data_blocks]
+                out += (block, block_hash(block, self._chunk_id, index, stripe))
+        return pieces
