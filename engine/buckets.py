@@ -7,7 +7,13 @@ import re
 
 import msgspec
 
-from engine.errors import BucketExists, BucketNotEmpty, InvalidName, NoSuchBucket, NoSuchConfiguration
+from engine.errors import (
+    BucketExists,
+    BucketNotEmpty,
+    InvalidName,
+    NoSuchBucket,
+    NoSuchConfiguration,
+)
 from engine.ids import BucketId
 from engine.meta import keyspace
 from engine.meta.kv import ReadTransaction, Transaction

@@ -12,11 +12,10 @@ from engine.errors import ConflictError, RequestError
 from engine.ids import DataId, session_of
 from engine.meta import keyspace
 from engine.meta.kv import Transaction
-from engine.meta.records import FORMAT, ChunkOwner, InlineRow, RepairRecord, encode
+from engine.meta.records import FORMAT, Checksum, ChunkOwner, InlineRow, RepairRecord, encode
 from engine.sessions import fence
 from engine.store import Store
 from engine.types import Check
-from engine.meta.records import Checksum
 
 T = TypeVar("T")
 

@@ -50,7 +50,7 @@ class StoreConfig(msgspec.Struct, frozen=True, kw_only=True):
     """One store, as one process opens it."""
 
     data: Path
-    """Folder of the store: identity, credentials, metadata, and drives that are given by default."""
+    """Folder of the store: identity, credentials, metadata, and by default its drive."""
     drives: tuple[Path, ...] = ()
     """One folder per drive; empty: the drives that the store knows, or ``data/drive`` if new."""
     profile: Profile | None = None

@@ -250,9 +250,7 @@ class Listings:
 class _VersionPage:
     """The rows under ``O`` and ``V`` of a bucket, merged: keys ascending, newest version first."""
 
-    def __init__(
-        self, tr: ReadTransaction, bucket_id: BucketId, prefix: bytes, limit: int
-    ) -> None:
+    def __init__(self, tr: ReadTransaction, bucket_id: BucketId, prefix: bytes, limit: int) -> None:
         self._current_base = keyspace.OBJECT + bucket_id
         self._behind_base = keyspace.VERSION + bucket_id
         current_end = keyspace.after_prefix(self._current_base + prefix)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from itertools import pairwise
 
 import trio
 
@@ -42,7 +43,7 @@ from engine.meta.records import (
     decode_upload,
     encode,
 )
-from engine.objects import DEFAULT_CHECKSUM, Objects, checksum_shown
+from engine.objects import DEFAULT_CHECKSUM, MD5, Objects, checksum_shown
 from engine.opened import StreamSource, read_manifest
 from engine.store import Store, get_bucket, key_bytes
 from engine.types import (
@@ -105,9 +106,7 @@ def object_checksum(
         values.append((found[0], part.size))
     if checksum_type == "COMPOSITE":
         value = digests_of(b"".join(value for value, _ in values), (algorithm,))[algorithm]
-        return Checksum(
-            algorithm=algorithm, value=value, type="COMPOSITE", parts=len(values)
-        )
+        return Checksum(algorithm=algorithm, value=value, type="COMPOSITE", parts=len(values))
     joined, _ = values[0]
     for following, size in values[1:]:
         joined = combine(algorithm, joined, following, size)
@@ -181,7 +180,7 @@ class Uploads:
         store = self._store
         raw_key = key_bytes(key)
         await self.get(bucket_name, key, upload_id)
-        staged = await store.data.stage(source, size=size, algorithms=algorithms)
+        staged = await store.data.stage(source, size=size, algorithms=algorithms | MD5)
         checksums = await checked(staged, check)
         data_id = store.new_data_id()
         record = PartRecord(
@@ -267,7 +266,7 @@ class Uploads:
             bucket, record = await self._find(tr, bucket_name, raw_key, upload_id)
             parts, more = await self._part_page(tr, upload_id, after, limit)
             upload = upload_info(bucket, key, upload_id, record)
-            return PartListing(upload, parts, (parts[-1].number if parts else after) if more else None)
+            return PartListing(upload, parts, parts[-1].number if more else None)
 
         return await self._store.db.read(body)
 
@@ -297,7 +296,7 @@ class Uploads:
         conditions: Conditions,
     ) -> ObjectInfo:
         raw_key = key_bytes(key)
-        for before, part in zip(parts, parts[1:], strict=False):
+        for before, part in pairwise(parts):
             if part.number <= before.number:
                 raise InvalidPartOrder
         for _ in range(COMPLETE_TRIES):
@@ -367,9 +366,7 @@ class Uploads:
         after, more = 0, True
         while more:
 
-            async def page(
-                tr: ReadTransaction, after: int = after
-            ) -> tuple[list[PartInfo], bool]:
+            async def page(tr: ReadTransaction, after: int = after) -> tuple[list[PartInfo], bool]:
                 return await self._part_page(tr, upload_id, after, PAGE)
 
             parts, more = await self._store.db.read(page)
@@ -504,8 +501,10 @@ def _object_checksums(
     """Return the checksums of the object. Raises: BadDigest when the client's differs."""
     algorithm = upload.checksum_algorithm or DEFAULT_CHECKSUM
     computed = object_checksum(algorithm, upload.checksum_type or "FULL_OBJECT", parts)
-    if claimed is not None and computed is not None and (
-        claimed.algorithm != computed.algorithm or claimed.value != computed.value
+    if (
+        claimed is not None
+        and computed is not None
+        and (claimed.algorithm != computed.algorithm or claimed.value != computed.value)
     ):
         raise BadDigest(claimed.algorithm)
     return [] if computed is None else [computed]

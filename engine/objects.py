@@ -26,6 +26,7 @@ from engine.meta.kv import VALUE_SIZE_MAX, ReadTransaction, Transaction
 from engine.meta.records import (
     FORMAT,
     Checksum,
+    ChunkData,
     ChunkOwner,
     InlineData,
     InlineRow,
@@ -54,14 +55,17 @@ from engine.versions import (
     delete_current,
     delete_version,
     find_version,
-    newest_behind,
     new_version_id,
+    newest_behind,
     next_sequence,
     put_version,
     replace_attributes,
 )
 
 DEFAULT_CHECKSUM = "CRC64NVME"
+MD5 = frozenset({"MD5"})
+"""Always computed: it is the ETag."""
+
 DELETE_BATCH = 64
 """Deletes of one request that share a transaction."""
 
@@ -146,7 +150,7 @@ class Objects:
         raw_key = key_bytes(key)
         if conditions is not NO_CONDITIONS or size is None or size > self._store.config.inline_max:
             await self._refuse_early(bucket_name, key, raw_key, conditions)
-        staged = await self._store.data.stage(source, size=size, algorithms=algorithms)
+        staged = await self._store.data.stage(source, size=size, algorithms=algorithms | MD5)
         checksums = await checked(staged, check)
         return await self._commit_put(
             bucket_name, key, raw_key, staged, attributes, checksums, conditions
@@ -200,7 +204,7 @@ class Objects:
                 tags=attributes.tags,
                 checksums=checksums,
             )
-            if staged.chunk_count and len(encode(record)) > VALUE_SIZE_MAX:
+            if isinstance(staged.data, ChunkData) and len(encode(record)) > VALUE_SIZE_MAX:
                 raise EntityTooLarge(staged.size, store.config.chunk_size * 3500)
             if not isinstance(staged.data, InlineData):
                 owner = ChunkOwner(bucket.bucket_id, raw_key, sequence, data_id)
@@ -212,9 +216,7 @@ class Objects:
 
     # Deleting
 
-    async def _delete_in(
-        self, tr: Transaction, bucket: BucketInfo, item: DeleteItem
-    ) -> Deleted:
+    async def _delete_in(self, tr: Transaction, bucket: BucketInfo, item: DeleteItem) -> Deleted:
         store = self._store
         raw_key = key_bytes(item.key)
         if item.version_id is None:
@@ -224,9 +226,7 @@ class Objects:
             return await delete_current(store, tr, bucket, item.key, raw_key)
         found = await find_version(tr, bucket, raw_key, item.version_id)
         if item.conditions is not NO_CONDITIONS:
-            check_write(
-                item.conditions, bucket.name, item.key, None if found is None else found[0]
-            )
+            check_write(item.conditions, bucket.name, item.key, None if found is None else found[0])
         if found is None:
             return Deleted(item.key, item.version_id, False)
         await delete_version(store, tr, bucket, raw_key, *found)
@@ -317,9 +317,7 @@ class Objects:
     async def open_source(self, source: CopySource) -> OpenedObject:
         """Open what is to be copied. Raises what ``open`` raises; 304 becomes 412."""
         try:
-            return await self.open(
-                source.bucket, source.key, source.version_id, source.conditions
-            )
+            return await self.open(source.bucket, source.key, source.version_id, source.conditions)
         except NotModified:
             raise PreconditionFailed("x-amz-copy-source-if-none-match") from None
         except IsDeleteMarker:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from types import TracebackType
 
 from engine.data.reader import ChunkStream, Segment
+from engine.data.store import DataStore
 from engine.errors import Corrupt, InvalidRange
 from engine.ids import ChunkId
 from engine.meta import keyspace
@@ -46,6 +47,63 @@ class BufferStream:
         self._buffer = None
 
 
+class ObjectStream:
+    """The bytes of an object whose pieces are chunks and, for small parts, bytes in memory."""
+
+    __slots__ = ("_data", "_first", "_pieces", "_pushed_back", "_stream")
+
+    def __init__(self, data: DataStore, pieces: AsyncGenerator[Segment | bytes, None]) -> None:
+        self._data = data
+        self._pieces = pieces
+        self._stream: ChunkStream | None = None
+        self._pushed_back: bytes | None = None
+        self._first: bytes | memoryview | None = None
+
+    async def prime(self) -> None:
+        """Read and verify the first bytes now; iterating begins with them."""
+        self._first = await self.__anext__()
+
+    def __aiter__(self) -> AsyncIterator[bytes | memoryview]:
+        return self
+
+    async def __anext__(self) -> bytes | memoryview:
+        if self._first is not None:
+            first, self._first = self._first, None
+            return first
+        while True:
+            if self._stream is not None:
+                async for buffer in self._stream:
+                    return buffer
+                await self._stream.aclose()
+                self._stream = None
+            if self._pushed_back is not None:
+                piece: Segment | bytes = self._pushed_back
+                self._pushed_back = None
+            else:
+                piece = await self._pieces.__anext__()
+            if isinstance(piece, bytes):
+                return piece
+            self._stream = self._data.stream(self._run_of_segments(piece))
+
+    async def _run_of_segments(self, first: Segment) -> AsyncGenerator[Segment, None]:
+        """Yield segments up to the next piece in memory, so that reading ahead spans them."""
+        yield first
+        async for piece in self._pieces:
+            if isinstance(piece, bytes):
+                self._pushed_back = piece
+                return
+            yield piece
+
+    async def aclose(self) -> None:
+        """Release buffers; the stream ends. Does not wait for a disk."""
+        self._first = None
+        if self._stream is not None:
+            await self._stream.aclose()
+            self._stream = None
+        if not self._pieces.ag_running:
+            await self._pieces.aclose()
+
+
 class OpenedObject:
     """One version, pinned: readable until ``aclose`` whatever happens to the key meanwhile."""
 
@@ -58,7 +116,7 @@ class OpenedObject:
         self.inline = inline
         """All bytes of a small object, else None."""
 
-    async def stream(self, start: int, end: int) -> ChunkStream | BufferStream:
+    async def stream(self, start: int, end: int) -> ObjectStream | BufferStream:
         """Return the bytes ``start`` to ``end`` (exclusive) as an async iterator of buffers.
 
         The first bytes are read and verified on return, so that damage beyond repair shows as
@@ -73,7 +131,8 @@ class OpenedObject:
             return BufferStream(memoryview(self.inline)[start:end])
         if start == end:
             return BufferStream(b"")
-        stream = self._store.data.stream(_segments(self._store, self.info.record, start, end))
+        pieces = _pieces(self._store, self.info.record, start, end)
+        stream = ObjectStream(self._store.data, pieces)
         try:
             await stream.prime()
         except BaseException:
@@ -108,7 +167,7 @@ async def _chunk_record(store: Store, chunk_id: ChunkId) -> ChunkRecord:
 
 async def _chunk_segments(
     store: Store, chunks: Sequence[tuple[ChunkId, int]], start: int, end: int
-) -> AsyncIterator[Segment]:
+) -> AsyncGenerator[Segment, None]:
     offset = 0
     for chunk_id, size in chunks:
         if offset >= end:
@@ -120,10 +179,11 @@ async def _chunk_segments(
         offset += size
 
 
-async def _segments(
+async def _pieces(
     store: Store, record: VersionRecord, start: int, end: int
-) -> AsyncIterator[Segment]:
-    """Yield what to read, in order; chunk records are looked up as they are needed."""
+) -> AsyncGenerator[Segment | bytes, None]:
+    """Yield what to read, in order, or the bytes themselves of small parts; chunk records are
+    looked up as they are needed."""
     match record.data:
         case ChunkData(chunks=chunks):
             async for segment in _chunk_segments(store, chunks, start, end):
@@ -151,11 +211,11 @@ async def _segments(
                         async for segment in _chunk_segments(store, chunks, first, last):
                             yield segment
                     case InlineData(data=data):
-                        yield Segment.of_bytes(data[first:last])
+                        yield data[first:last]
                     case _:
                         if inline is None:
                             raise Corrupt(f"part {number} of upload {upload_id.hex()} has no bytes")
-                        yield Segment.of_bytes(inline[first:last])
+                        yield inline[first:last]
         case _:
             raise AssertionError("inline objects are not read by segments")
 
@@ -165,7 +225,7 @@ async def _parts_between(
 ) -> AsyncIterator[tuple[int, int, int]]:
     """Yield (part number, first, end) for the parts that hold bytes ``start`` to ``end``."""
     offset = 0
-    for number, size in (await read_manifest(store, record)):
+    for number, size in await read_manifest(store, record):
         if offset >= end:
             return
         if offset + size > start:
@@ -192,7 +252,7 @@ class StreamSource:
 
     __slots__ = ("_iterator", "_rest")
 
-    def __init__(self, stream: ChunkStream | BufferStream) -> None:
+    def __init__(self, stream: ObjectStream | BufferStream) -> None:
         self._iterator = stream.__aiter__()
         self._rest = memoryview(b"")
 

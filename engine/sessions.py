@@ -111,7 +111,7 @@ class Sessions:
         return ChunkId(self._session_id + self._chunks.to_bytes(6, "big"))
 
     def read_started(self) -> int:
-        """Return a token for ``read_ended``; until then nothing deleted from now on is collected."""
+        """Return a token for ``read_ended``; until then nothing deleted from now on goes."""
         self._next_read += 1
         self._reads[self._next_read] = self._clock()
         return self._next_read

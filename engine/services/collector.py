@@ -149,9 +149,10 @@ async def _bury_sessions(store: Store, counts: _Counts) -> None:
         session_id = SessionId(key[1:])
         if session_id == store.sessions.session_id:
             continue
-        if not record.dead:
-            if record.expires_ms > now or not await _declare_dead(store, key, now):
-                continue
+        if not record.dead and (
+            record.expires_ms > now or not await _declare_dead(store, key, now)
+        ):
+            continue
         if await _delete_orphans(store, session_id, counts):
             await _clear(store, key)
 

@@ -228,17 +228,17 @@ class _Check:
     async def _check_fragments(self, chunk_id: ChunkId, record: ChunkRecord) -> None:
         states = await self._store.data.examine(chunk_id, record, deep=self._deep)
         self.counts.fragments += len(states)
-        bad = [state for state in states if not state.whole]
+        bad = [state for state in states if state.state != "whole"]
         if not bad or await self._get(keyspace.chunk(chunk_id)) is None:
             return
         for state in bad:
-            if state.kind == "damaged":
+            if state.state == "damaged":
                 self.counts.damaged_fragments += 1
             else:
                 self.counts.missing_fragments += 1
             node = record.nodes[state.index].hex()
             self._problem(
-                f"chunk {chunk_id.hex()}: fragment {state.index} on node {node} is {state.kind}"
+                f"chunk {chunk_id.hex()}: fragment {state.index} on node {node} is {state.state}"
             )
         if len(states) - len(bad) < record.data_blocks:
             self.counts.unreadable_chunks += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from typing import TypeAlias
 
 import structlog
 import trio
@@ -15,6 +16,8 @@ from engine.store import Store
 
 LEASE_S = 30.0
 
+Step: TypeAlias = Callable[[], Awaitable[None]]
+
 
 async def acquire(store: Store, name: str, holder: bytes, *, lease_s: float = LEASE_S) -> bool:
     """Take or renew the lease for ``holder``; False while somebody else has it."""
@@ -26,9 +29,7 @@ async def acquire(store: Store, name: str, holder: bytes, *, lease_s: float = LE
             lease = decode_lease(row)
             if lease.holder != holder and lease.expires_ms > now:
                 return False
-        record = LeaseRecord(
-            format=FORMAT, holder=holder, expires_ms=now + int(lease_s * 1000)
-        )
+        record = LeaseRecord(format=FORMAT, holder=holder, expires_ms=now + int(lease_s * 1000))
         tr.set(keyspace.lease(name), encode(record))
         return True
 
@@ -44,13 +45,7 @@ async def release(store: Store, name: str, holder: bytes) -> None:
     await store.db.run(body)
 
 
-async def run_leased(
-    store: Store,
-    name: str,
-    work: Callable[[], Awaitable[None]],
-    *,
-    wait: Callable[[], Awaitable[None]],
-) -> None:
+async def run_leased(store: Store, name: str, work: Step, wait: Step) -> None:
     """Run ``work`` again and again, as long as this process has the lease; ``wait`` in between.
 
     An EngineError ends one round only. While ``work`` runs the lease is renewed; when it is lost

@@ -105,7 +105,7 @@ async def repair_chunk(store: Store, chunk_id: ChunkId) -> int:
         await _settle(store, chunk_id, None, record, [])
         return 0
     states = await store.data.examine(chunk_id, record, deep=True)
-    bad = [state.index for state in states if not state.whole]
+    bad = [state.index for state in states if state.state != "whole"]
     targets = _targets(store, chunk_id, record, bad)
     if targets:
         await store.data.rebuild(chunk_id, record, sorted(targets), targets)
@@ -114,7 +114,11 @@ async def repair_chunk(store: Store, chunk_id: ChunkId) -> int:
         nodes[index] = node.node_id
     whole = len(targets) == len(bad)
     await _settle(
-        store, chunk_id, record, msgspec.structs.replace(record, nodes=nodes), sorted(targets),
+        store,
+        chunk_id,
+        record,
+        msgspec.structs.replace(record, nodes=nodes),
+        sorted(targets),
         whole=whole,
     )
     return len(targets)

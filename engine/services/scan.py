@@ -18,9 +18,7 @@ async def scan(
     """Yield the pairs of a range; each page is a snapshot of its own."""
     while True:
 
-        async def body(
-            tr: ReadTransaction, begin: bytes = begin
-        ) -> list[tuple[bytes, bytes]]:
+        async def body(tr: ReadTransaction, begin: bytes = begin) -> list[tuple[bytes, bytes]]:
             return await tr.get_range(begin, end, limit=page)
 
         rows = await db.read(body)

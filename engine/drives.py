@@ -1,0 +1,222 @@
+"""Local drives: which folder is which node, and what to do when one is gone, new or replaced.
+
+A node id names a slot for fragments; chunk records hold node ids. The drive in a slot is known by
+``drive.json`` in its folder. At start every configured folder is looked at:
+
+* it is a drive of this store: it serves its node, wherever the folder is now;
+* it is empty and its slot is known: the drive was replaced; it is formatted for the same node,
+  which is then filled again (``rebuilding``);
+* it is empty and unknown: a new node;
+* it is not there: its node is absent, until the folder comes back.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+import structlog
+import trio
+
+from engine.config import StoreConfig
+from engine.data.nodes import NodePool
+from engine.errors import ConfigError
+from engine.ids import NODE_ID_SIZE, NodeId
+from engine.meta import keyspace
+from engine.meta.kv import Database, ReadTransaction, Transaction
+from engine.meta.records import FORMAT, NodeRecord, decode_node, encode
+from engine.node.contract import NodeDown
+from engine.node.disk import Disk
+from engine.node.drive import Drive, open_drive
+from engine.node.identity import (
+    DriveEmpty,
+    DriveForeign,
+    DriveMissing,
+    DriveUnusable,
+    format_drive,
+    read_identity,
+)
+from engine.node.local import LocalNode
+
+LOOK_AGAIN_S = 10.0
+
+
+def location_of(config: StoreConfig, folder: Path) -> str:
+    """Return how a folder is written down: relative inside the data folder, so that it moves."""
+    folder, data = folder.absolute(), config.data.absolute()
+    return str(folder.relative_to(data)) if folder.is_relative_to(data) else str(folder)
+
+
+def folder_of(config: StoreConfig, record: NodeRecord) -> Path:
+    return config.data.absolute() / record.location
+
+
+async def known_nodes(db: Database) -> dict[NodeId, NodeRecord]:
+    async def body(tr: ReadTransaction) -> list[tuple[bytes, bytes]]:
+        return await tr.get_range(keyspace.NODE, keyspace.after_prefix(keyspace.NODE))
+
+    return {NodeId(key[1:]): decode_node(row) for key, row in await db.read(body)}
+
+
+async def prepare_drives(
+    config: StoreConfig, db: Database, store_id: str, disk: Disk, now_ms: int
+) -> None:
+    """Format folders that are new or were replaced, and write down which node is where.
+
+    Raises: ConfigError: a folder belongs to another store, or cannot be used.
+    """
+    known = await known_nodes(db)
+    folders = config.drives or tuple(folder_of(config, record) for record in known.values())
+    folders = folders or (config.data / "drive",)
+    is_new = not known
+    for folder in folders:
+        record, node_id = await _prepare_drive(
+            config, folder, known, store_id, disk, now_ms, is_new=is_new
+        )
+        if record is None or known.get(node_id) == record:
+            continue
+        known[node_id] = record
+        await _write_node(db, node_id, record)
+
+
+async def _write_node(db: Database, node_id: NodeId, record: NodeRecord) -> None:
+    async def body(tr: Transaction) -> None:
+        tr.set(keyspace.node(node_id), encode(record))
+        if record.state == "rebuilding":
+            tr.clear(keyspace.setting(f"rebuild {node_id.hex()}"))
+
+    await db.run(body)
+
+
+async def _prepare_drive(
+    config: StoreConfig,
+    folder: Path,
+    known: dict[NodeId, NodeRecord],
+    store_id: str,
+    disk: Disk,
+    now_ms: int,
+    *,
+    is_new: bool,
+) -> tuple[NodeRecord | None, NodeId]:
+    """Return the node of the folder and its record as it should be; no record: leave as it is."""
+    log = structlog.get_logger()
+    location = location_of(config, folder)
+    at_place = [node_id for node_id, record in known.items() if record.location == location]
+    node_id = at_place[0] if at_place else NodeId(os.urandom(NODE_ID_SIZE))
+    try:
+        if not at_place:
+            folder.mkdir(parents=True, exist_ok=True)  # noqa: ASYNC240 - once, at start
+        identity = read_identity(str(folder), store_id, disk)
+    except DriveMissing:
+        log.error("drive missing", drive=str(folder), node=node_id.hex())
+        return None, node_id
+    except DriveEmpty:
+        identity = format_drive(str(folder), store_id, node_id, disk)
+        if at_place:
+            log.warning("drive replaced", drive=str(folder), node=node_id.hex())
+            return (
+                msgspec.structs.replace(
+                    known[node_id], drive_id=identity.drive_id, state="rebuilding"
+                ),
+                node_id,
+            )
+        if not is_new:
+            log.info("drive added", drive=str(folder), node=node_id.hex())
+    except DriveForeign as error:
+        raise ConfigError(str(error)) from None
+    except DriveUnusable as error:
+        log.error("drive not usable", drive=str(folder), reason=error.reason)
+        return None, node_id
+    except OSError as error:
+        raise ConfigError(f"{folder}: {error.strerror}") from None
+    record = known.get(identity.node_id)
+    if record is None:
+        record = NodeRecord(
+            format=FORMAT, drive_id=identity.drive_id, location=location, added_ms=now_ms
+        )
+    return (
+        msgspec.structs.replace(record, location=location, drive_id=identity.drive_id),
+        identity.node_id,
+    )
+
+
+class Drives:
+    """The drives that this process has open, as nodes of a pool.
+
+    Concurrency: opened and added by one task at a time.
+    """
+
+    def __init__(
+        self,
+        config: StoreConfig,
+        store_id: str,
+        pool: NodePool,
+        disk: Disk,
+        limiter: trio.CapacityLimiter,
+    ) -> None:
+        self._config = config
+        self._store_id = store_id
+        self._pool = pool
+        self._disk = disk
+        self._limiter = limiter
+        self._open: dict[NodeId, LocalNode] = {}
+        self._absent: dict[NodeId, NodeRecord] = {}
+
+    @property
+    def open_drives(self) -> Sequence[Drive]:
+        return [node.drive for node in self._open.values()]
+
+    async def attach(self, nodes: dict[NodeId, NodeRecord]) -> None:
+        """Open what is there; the rest is absent."""
+        for node_id, record in nodes.items():
+            await self._attach(node_id, record)
+
+    async def _attach(self, node_id: NodeId, record: NodeRecord) -> bool:
+        folder = folder_of(self._config, record)
+        try:
+            drive = await trio.to_thread.run_sync(
+                lambda: open_drive(
+                    str(folder),
+                    store_id=self._store_id,
+                    disk=self._disk,
+                    volume_size=self._config.volume_size,
+                    reserve=self._config.reserve,
+                ),
+                limiter=self._limiter,
+            )
+        except NodeDown as error:
+            if node_id not in self._absent:
+                structlog.get_logger().warning("drive absent", drive=str(folder), reason=str(error))
+            self._absent[node_id] = record
+            self._pool.add_absent(node_id, domain=_domain(record))
+            return False
+        node = LocalNode(drive, limiter=self._limiter)
+        if node.node_id != node_id:
+            await node.aclose()
+            self._absent[node_id] = record
+            self._pool.add_absent(node_id, domain=_domain(record))
+            return False
+        self._absent.pop(node_id, None)
+        self._open[node_id] = node
+        self._pool.add(node, domain=_domain(record))
+        return True
+
+    async def watch(self) -> None:
+        """Bring drives back whose folders return, until cancelled."""
+        while True:
+            await trio.sleep(LOOK_AGAIN_S)
+            for node_id, record in list(self._absent.items()):
+                if await self._attach(node_id, record):
+                    structlog.get_logger().info("drive is back", drive=record.location)
+
+    async def aclose(self) -> None:
+        for node_id, node in self._open.items():
+            self._pool.add_absent(node_id)
+            await node.aclose()
+        self._open.clear()
+
+
+def _domain(record: NodeRecord) -> tuple[str, ...]:
+    return (record.location,)
