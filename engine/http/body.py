@@ -27,7 +27,10 @@ _AT_TRAILER: Final = 3
 
 
 class Inbox:
-    """Bytes that came and were not consumed, before the transport that they came from."""
+    """Bytes that came and were not consumed, before the transport that they came from.
+
+    ``data`` is empty exactly when there are none.
+    """
 
     __slots__ = ("data", "position", "transport")
 
@@ -71,6 +74,8 @@ class Inbox:
         if end == start or data[end - 1] != 13 or b"\r" in line or len(line) > size_max:
             raise ValueError("malformed line")
         self.position = end + 1
+        if self.position == len(data):
+            self.take()
         return line
 
     async def fill(self) -> bool:

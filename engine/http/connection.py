@@ -6,6 +6,7 @@ the server's own tasks between its waits and only look, or interrupt the wait.
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -15,7 +16,7 @@ from structlog.typing import FilteringBoundLogger
 from engine.http.body import ChunkedBody, Inbox, LengthBody, NoBody, WireBody
 from engine.http.head import BadHead, Head, locate_head, parse_head
 from engine.http.limits import Limits
-from engine.http.message import BodyBroken, Handler, Request, Response, ResponseStream
+from engine.http.message import BodyBroken, Buffer, Handler, Request, Response, ResponseStream
 from engine.http.response import DateHeader, encode_head, has_no_body, plain_response
 from engine.http.transport import (
     READ,
@@ -290,6 +291,7 @@ class Connection:
         bodyless = head.method == "HEAD" or has_no_body(response.status)
         keep = keep and (bodyless or chunked or length is not None)
         started = False
+        iterator = stream.__aiter__()
         try:
             data = self._encode(response, length, chunked=chunked, keep=keep)
             if bodyless:
@@ -297,7 +299,7 @@ class Connection:
                 return keep
             sent_before = self._transport.sent
             try:
-                await self._send_stream(stream, data, length, chunked=chunked)
+                await self._send_stream(iterator, data, length, chunked=chunked)
             finally:
                 started = self._transport.sent != sent_before
         except ConnectionLost:
@@ -311,18 +313,18 @@ class Connection:
                 return False
             await self._transport.send(self._encode_failure(keep))
         finally:
-            await self._close_stream(stream)
+            await self._close_stream(stream, iterator)
         return keep
 
     async def _send_stream(
-        self, stream: ResponseStream, head: bytes, length: int | None, *, chunked: bool
+        self, iterator: AsyncIterator[Buffer], head: bytes, length: int | None, *, chunked: bool
     ) -> None:
         """Send head and body. The head waits for the first bytes, so that a stream which fails
         at once can still be answered with an error.
         """
         transport = self._transport
         total = 0
-        async for buffer in stream:
+        async for buffer in iterator:
             size = len(buffer)
             if not size:
                 continue  # an empty chunk would end a chunked body
@@ -346,10 +348,12 @@ class Connection:
         if head:
             await transport.send(head)
 
-    async def _close_stream(self, stream: ResponseStream) -> None:
+    async def _close_stream(self, stream: ResponseStream, iterator: AsyncIterator[Buffer]) -> None:
         """Close a stream whatever happened, cancelled or not, in bounded time."""
         with trio.move_on_after(self._limits.aclose_s, shield=True) as scope:
             try:
+                if isinstance(iterator, AsyncGenerator) and iterator is not stream:
+                    await iterator.aclose()  # its own cleanup runs now, not when it is collected
                 await stream.aclose()
             except Exception:
                 self._around.log.exception("http_stream_close_failed", peer=self._transport.peer)
