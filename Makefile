@@ -52,7 +52,7 @@ soak: $(DEV_STAMP)  ## Run the long tests that `make test` leaves out
 
 # UV_CUSTOM_COMPILE_COMMAND is what the files say about their origin.
 COMPILE = UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet --universal \
-	--python-version 3.11 --generate-hashes --no-annotate $(UPGRADE) pyproject.toml
+	--python-version 3.11 --generate-hashes --no-annotate --extra build $(UPGRADE) pyproject.toml
 
 lock: $(DEV_STAMP)  ## Lock the dependencies again; UPGRADE=--upgrade takes newer ones
 	$(COMPILE) --output-file requirements.lock
