@@ -6,7 +6,12 @@ S3 in fact answers where they differ from that list.
 
 from __future__ import annotations
 
-__all__ = ["CODES", "S3Error", "s3_error"]
+from collections.abc import Callable, Mapping
+
+from engine import errors as engine_errors
+from engine.errors import EngineError
+
+__all__ = ["CODES", "ENGINE_ERRORS", "S3Error", "s3_error", "translate"]
 
 
 class S3Error(Exception):
@@ -37,6 +42,7 @@ def s3_error(code: str, message: str | None = None, /, **extra: str) -> S3Error:
 CODES: dict[str, tuple[int, str]] = {
     "AccessControlListNotSupported": (400, "The bucket does not allow ACLs"),
     "AccessDenied": (403, "Access Denied"),
+    "AccessForbidden": (403, "CORSResponse: CORS is not enabled for this bucket."),
     "AuthorizationHeaderMalformed": (
         400,
         "The authorization header that you provided is not valid.",
@@ -78,6 +84,10 @@ CODES: dict[str, tuple[int, str]] = {
         400,
         "The versioning configuration specified in the request is invalid.",
     ),
+    "InsufficientStorage": (
+        507,
+        "There is no room for new data. Deleting objects still works.",
+    ),
     "IncompleteBody": (
         400,
         "You did not provide the number of bytes specified by the Content-Length HTTP header",
@@ -92,6 +102,10 @@ CODES: dict[str, tuple[int, str]] = {
         "The AWS Access Key Id you provided does not exist in our records.",
     ),
     "InvalidArgument": (400, "Invalid Argument"),
+    "InvalidBucketAclWithObjectOwnership": (
+        400,
+        "Bucket cannot have ACLs set with ObjectOwnership's BucketOwnerEnforced setting",
+    ),
     "InvalidBucketName": (400, "The specified bucket is not valid."),
     "InvalidBucketOwnerAWSAccountID": (
         400,
@@ -173,6 +187,10 @@ CODES: dict[str, tuple[int, str]] = {
     "NoSuchCORSConfiguration": (404, "The CORS configuration does not exist"),
     "NoSuchKey": (404, "The specified key does not exist."),
     "NoSuchLifecycleConfiguration": (404, "The lifecycle configuration does not exist"),
+    "NoSuchPublicAccessBlockConfiguration": (
+        404,
+        "The public access block configuration was not found",
+    ),
     "NoSuchTagSet": (404, "The TagSet does not exist"),
     "NoSuchTagSetError": (404, "The TagSet does not exist"),
     "NoSuchUpload": (
@@ -255,3 +273,93 @@ CODES: dict[str, tuple[int, str]] = {
     ),
 }
 """Code → (HTTP status, message). An entry that the handlers lack is added here."""
+
+
+def _bucket_exists(_error: EngineError) -> S3Error:
+    # CreateBucket decides who asks; elsewhere the name is simply taken.
+    return s3_error("BucketAlreadyExists")
+
+
+def _no_such_configuration(error: EngineError) -> S3Error:
+    assert isinstance(error, engine_errors.NoSuchConfiguration)
+    code = {"cors": "NoSuchCORSConfiguration", "tagging": "NoSuchTagSet"}[error.kind]
+    return s3_error(code, BucketName=error.bucket)
+
+
+def _invalid_name(error: EngineError) -> S3Error:
+    assert isinstance(error, engine_errors.InvalidName)
+    return s3_error("InvalidBucketName", BucketName=error.name)
+
+
+def _invalid_argument(error: EngineError) -> S3Error:
+    assert isinstance(error, engine_errors.InvalidArgument)
+    return s3_error("InvalidArgument", error.reason, ArgumentName=error.argument)
+
+
+def _bad_digest(error: EngineError) -> S3Error:
+    assert isinstance(error, engine_errors.BadDigest)
+    return s3_error(
+        "BadDigest", f"The {error.algorithm} you specified did not match the calculated checksum."
+    )
+
+
+def _too_small(error: EngineError) -> S3Error:
+    assert isinstance(error, engine_errors.EntityTooSmall)
+    return s3_error(
+        "EntityTooSmall",
+        ProposedSize=str(error.size),
+        MinSizeAllowed=str(error.limit),
+        PartNumber=str(error.part_number),
+        ETag=error.etag,
+    )
+
+
+def _plain(code: str, **elements: str) -> Callable[[EngineError], S3Error]:
+    """Return a row of the table: ``elements`` are XML elements by the field they show."""
+
+    def make(error: EngineError) -> S3Error:
+        extra = {name: str(getattr(error, field)) for name, field in elements.items()}
+        return s3_error(code, **extra)
+
+    return make
+
+
+ENGINE_ERRORS: Mapping[type[EngineError], Callable[[EngineError], S3Error]] = {
+    engine_errors.BadDigest: _bad_digest,
+    engine_errors.BadPart: _plain("InvalidPart", PartNumber="part_number", ETag="etag"),
+    engine_errors.BucketExists: _bucket_exists,
+    engine_errors.BucketNotEmpty: _plain("BucketNotEmpty", BucketName="bucket"),
+    engine_errors.ConditionConflict: _plain("ConditionalRequestConflict", Key="key"),
+    engine_errors.ConfigError: _plain("InternalError"),
+    engine_errors.Corrupt: _plain("InternalError"),
+    engine_errors.EntityTooLarge: _plain(
+        "EntityTooLarge", ProposedSize="size", MaxSizeAllowed="limit"
+    ),
+    engine_errors.EntityTooSmall: _too_small,
+    engine_errors.IncompleteBody: _plain("IncompleteBody"),
+    engine_errors.InvalidArgument: _invalid_argument,
+    engine_errors.InvalidName: _invalid_name,
+    engine_errors.InvalidPartOrder: _plain("InvalidPartOrder"),
+    engine_errors.InvalidRange: _plain("InvalidRange", ActualObjectSize="size"),
+    engine_errors.IsDeleteMarker: _plain("MethodNotAllowed"),
+    engine_errors.NoSpace: _plain("InsufficientStorage"),
+    engine_errors.NoSuchBucket: _plain("NoSuchBucket", BucketName="bucket"),
+    engine_errors.NoSuchConfiguration: _no_such_configuration,
+    engine_errors.NoSuchKey: _plain("NoSuchKey", Key="key"),
+    engine_errors.NoSuchUpload: _plain("NoSuchUpload", UploadId="upload_id"),
+    engine_errors.NoSuchVersion: _plain("NoSuchVersion", Key="key", VersionId="version_id"),
+    engine_errors.NotModified: _plain("NotModified"),
+    engine_errors.PreconditionFailed: _plain("PreconditionFailed", Condition="condition"),
+    engine_errors.SlowDown: _plain("SlowDown"),
+    engine_errors.Unavailable: _plain("ServiceUnavailable"),
+}
+"""Leaf of the engine's tree → what S3 answers; ``tests/unit/test_s3_errors.py`` proves it whole."""
+
+
+def translate(error: EngineError) -> S3Error:
+    """Return what S3 answers for the engine's error: that of its class or of its nearest parent."""
+    for kind in type(error).__mro__:
+        make = ENGINE_ERRORS.get(kind)
+        if make is not None:
+            return make(error)
+    return s3_error("InternalError")
