@@ -27,7 +27,8 @@ from engine.ids import NODE_ID_SIZE, NodeId
 from engine.meta import keyspace
 from engine.meta.kv import Database, ReadTransaction, Transaction
 from engine.meta.records import FORMAT, NodeRecord, decode_node, encode
-from engine.node.contract import NodeDown
+from engine.node.compaction import compact
+from engine.node.contract import NodeDown, NodeError
 from engine.node.disk import Disk
 from engine.node.drive import Drive, open_drive
 from engine.node.identity import (
@@ -108,7 +109,12 @@ async def _prepare_drive(
     try:
         if not at_place:
             folder.mkdir(parents=True, exist_ok=True)  # noqa: ASYNC240 - once, at start
-        identity = read_identity(str(folder), store_id, disk)
+        identity = read_identity(str(folder), disk)
+        if identity.store_id != store_id:
+            raise ConfigError(
+                f"{folder}: is a drive of another store ({identity.store_id}); "
+                "take it out, or empty it to use it here"
+            )
     except DriveMissing:
         log.error("drive missing", drive=str(folder), node=node_id.hex())
         return None, node_id
@@ -210,6 +216,16 @@ class Drives:
             for node_id, record in list(self._absent.items()):
                 if await self._attach(node_id, record):
                     structlog.get_logger().info("drive is back", drive=record.location)
+
+    async def compact(self) -> None:
+        """Give back the space of deleted fragments on each drive that is open."""
+        for node in list(self._open.values()):
+            try:
+                await trio.to_thread.run_sync(
+                    compact, node.drive, limiter=self._limiter, abandon_on_cancel=False
+                )
+            except NodeError as error:
+                structlog.get_logger().warning("drive not compacted", reason=str(error))
 
     async def aclose(self) -> None:
         for node_id, node in self._open.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from types import TracebackType
 
@@ -100,7 +101,8 @@ class ObjectStream:
         if self._stream is not None:
             await self._stream.aclose()
             self._stream = None
-        if not self._pieces.ag_running:
+        # A task that still reads ahead is being cancelled, and ends the pieces itself.
+        with contextlib.suppress(RuntimeError):
             await self._pieces.aclose()
 
 

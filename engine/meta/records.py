@@ -19,7 +19,7 @@ class _Record(msgspec.Struct, array_like=True, frozen=True, gc=False):
     pass
 
 
-class BucketRecord(_Record):
+class BucketRecord(_Record, frozen=True):
     format: int
     bucket_id: BucketId
     owner: str
@@ -30,7 +30,7 @@ class BucketRecord(_Record):
     object_ownership: str = ""
 
 
-class Checksum(_Record):
+class Checksum(_Record, frozen=True):
     algorithm: str
     """``CRC32``, ``CRC32C``, ``CRC64NVME``, ``SHA1`` or ``SHA256``."""
     value: bytes
@@ -39,23 +39,23 @@ class Checksum(_Record):
     parts: int = 0
 
 
-class InlineData(_Record, tag="i"):
+class InlineData(_Record, tag="i", frozen=True):
     """The bytes themselves."""
 
     data: bytes
 
 
-class InlineRow(_Record, tag="r"):
+class InlineRow(_Record, tag="r", frozen=True):
     """The bytes are under the data id in the ``inline`` subspace."""
 
 
-class ChunkData(_Record, tag="c"):
+class ChunkData(_Record, tag="c", frozen=True):
     """(chunk id, size in bytes) of each chunk, in the order of the object's bytes."""
 
     chunks: list[tuple[ChunkId, int]]
 
 
-class PartData(_Record, tag="p"):
+class PartData(_Record, tag="p", frozen=True):
     """The object is made of parts: a manifest and part rows under the upload's id."""
 
     upload_id: UploadId
@@ -64,7 +64,7 @@ class PartData(_Record, tag="p"):
 Data: TypeAlias = InlineData | InlineRow | ChunkData | PartData
 
 
-class VersionRecord(_Record):
+class VersionRecord(_Record, frozen=True):
     """One version of one key, or a delete marker. Listing decodes ``ListedVersion`` only."""
 
     format: int
@@ -92,7 +92,7 @@ class VersionRecord(_Record):
     parts_count: int = 0
 
 
-class ListedVersion(_Record):
+class ListedVersion(_Record, frozen=True):
     """The first fields of ``VersionRecord``: what a listing shows of a version."""
 
     format: int
@@ -106,7 +106,7 @@ class ListedVersion(_Record):
     checksum_shown: str
 
 
-class ChunkOwner(_Record):
+class ChunkOwner(_Record, frozen=True):
     """Who owns a chunk: a part (``upload_id`` set), or a version of an object."""
 
     bucket_id: BucketId
@@ -117,7 +117,7 @@ class ChunkOwner(_Record):
     part_number: int = 0
 
 
-class ChunkRecord(_Record):
+class ChunkRecord(_Record, frozen=True):
     """Where a chunk's fragments are and how they are coded."""
 
     format: int
@@ -134,7 +134,7 @@ class ChunkRecord(_Record):
     owner: ChunkOwner
 
 
-class UploadRecord(_Record):
+class UploadRecord(_Record, frozen=True):
     """A multipart upload under way."""
 
     format: int
@@ -147,7 +147,7 @@ class UploadRecord(_Record):
     checksum_type: str = ""
 
 
-class PartRecord(_Record):
+class PartRecord(_Record, frozen=True):
     format: int
     size: int
     modified_ms: int
@@ -157,7 +157,7 @@ class PartRecord(_Record):
     checksums: list[Checksum] = []
 
 
-class ManifestRecord(_Record):
+class ManifestRecord(_Record, frozen=True):
     """The parts of a completed upload, and what Complete answered, so it can answer again."""
 
     format: int
@@ -171,14 +171,14 @@ class ManifestRecord(_Record):
     checksums: list[Checksum] = []
 
 
-class GarbageRecord(_Record):
+class GarbageRecord(_Record, frozen=True):
     """Bytes that no version owns any more."""
 
     format: int
     data: Data
 
 
-class SessionRecord(_Record):
+class SessionRecord(_Record, frozen=True):
     """A process that writes chunks and reads versions; it renews this while it lives."""
 
     format: int
@@ -192,7 +192,7 @@ class SessionRecord(_Record):
     """Set by the collector once expired: commits under this session fail from then on."""
 
 
-class NodeRecord(_Record):
+class NodeRecord(_Record, frozen=True):
     format: int
     drive_id: str
     """Identity of the drive that is in this slot now (``drive.json``)."""
@@ -203,20 +203,20 @@ class NodeRecord(_Record):
     """``up``, or ``rebuilding`` while a replaced drive gets its fragments back."""
 
 
-class RepairRecord(_Record):
+class RepairRecord(_Record, frozen=True):
     format: int
     since_ms: int
     reason: str
     """``missing``, ``damaged`` or ``rebuild``."""
 
 
-class LeaseRecord(_Record):
+class LeaseRecord(_Record, frozen=True):
     format: int
     holder: bytes
     expires_ms: int
 
 
-class FeedRecord(_Record):
+class FeedRecord(_Record, frozen=True):
     """One change of one key. ``kind``: ``put``, ``delete``, ``marker``, ``tags``."""
 
     format: int
