@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
+from typing import Protocol
 
 from engine.http.message import BodyBroken, HeaderList, Request
 from s3.auth.credentials import Credential, RootCredential
@@ -61,3 +63,23 @@ def authenticator(
     return Authenticator(
         credentials=RootCredential(credential), region=region, clock=lambda: now_ms
     )
+
+
+class Source(Protocol):
+    async def readinto(self, buffer: memoryview) -> int: ...
+
+
+async def read_all(source: Source, size: int = 65536) -> bytes:
+    """Return all bytes, read through a buffer of ``size`` bytes that is full of rubbish before."""
+    buffer = memoryview(bytearray(b"\xa5" * size))
+    parts = []
+    while count := await source.readinto(buffer):
+        parts.append(bytes(buffer[:count]))
+        buffer[:count] = b"\xa5" * count
+    return b"".join(parts)
+
+
+def cut(data: bytes, positions: Iterable[int]) -> list[bytes]:
+    """Return ``data`` cut at the positions."""
+    ends = sorted({0, len(data), *positions})
+    return [data[start:end] for start, end in itertools.pairwise(ends)]
