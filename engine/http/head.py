@@ -132,7 +132,10 @@ def parse_head(data: bytes, limits: Limits) -> Head:
     """
     head = Head()
     line_end = data.find(b"\r\n")
-    parts = data[:line_end].split(b" ")
+    line = data[:line_end]
+    if b"\n" in line:
+        raise BadHead(400)  # llhttp takes it for the end of an HTTP/0.9 request line
+    parts = line.split(b" ")
     try:
         httptools.HttpRequestParser(head).feed_data(data)
     except httptools.HttpParserUpgrade:

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import trio
 import trio.testing
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
@@ -64,11 +64,13 @@ def outcome(pieces: list[bytes]) -> bytes:
     return trio.run(main, clock=MockClock(autojump_threshold=0))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(
     data=mutated() | st.binary(max_size=200),
     cuts=st.lists(st.integers(0, 2000), max_size=6),
 )
+@example(data=b"GET /x\nX: HTTP/1.1\r\nHost: h\r\n\r\n", cuts=[10])
+@example(data=b"POST http://x/y:\nHost: h\r\n\r\n", cuts=[20])
 def test_answers_do_not_depend_on_how_the_bytes_are_cut(data: bytes, cuts: list[int]) -> None:
     edges = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
     pieces = [data[start:end] for start, end in pairwise(edges)]

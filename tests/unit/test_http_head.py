@@ -61,6 +61,7 @@ def test_connection_close_and_http10_end_the_connection() -> None:
     ("data", "status"),
     [
         (b"GET /x\r\n\r\n", 400),
+        (b"GET /x\nX: HTTP/1.1\r\nHost: a\r\n\r\n", 400),
         (b"GET  /x HTTP/1.1\r\nHost: a\r\n\r\n", 400),
         (b"GET /x HTTP/2.0\r\nHost: a\r\n\r\n", 505),
         (b"PRI * HTTP/2.0\r\n\r\n", 505),
