@@ -246,7 +246,8 @@ def _parse_part(head: bytes) -> tuple[str, str, str | None]:
     if disposition is None or not disposition.lower().startswith("form-data"):
         raise _malformed()
     parameters = {
-        found[1].lower(): re.sub(r"\\(.)", r"\1", found[2]) if found[2] is not None else found[3]
+        # Only quotes are escaped: clients send the backslashes of their paths as they are.
+        found[1].lower(): found[3] if found[2] is None else found[2].replace('\\"', '"')
         for found in _PARAMETER.finditer(disposition)
     }
     if not parameters.get("name"):
