@@ -21,6 +21,8 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     sockets: list[int]
     """File descriptors of listening sockets, inherited under the same numbers."""
     credentials: Credentials
+    owner_id: str
+    """Canonical id of the user that the credentials belong to."""
     region: str
     domains: tuple[str, ...]
     tls_cert: Path | None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shlex
 import signal
@@ -19,7 +20,7 @@ from cli.listen import addresses_of, listen, make_tls_context
 from cli.logs import configure_logs
 from cli.settings import Settings
 from cli.supervisor import Supervisor
-from engine import open_engine
+from engine import open_engine, prepare_store
 from engine.config import StoreConfig
 from engine.types import StoreStatus
 
@@ -55,7 +56,7 @@ def run_server(settings: Settings, environment: Mapping[str, str]) -> None:
             source = load_or_create(settings.data)
         supervisor = Supervisor(
             WORKER_COMMAND,
-            _worker_configs(settings, sockets, source),
+            _worker_configs(settings, sockets, source, owner_id=_owner_id(status.store_id)),
             ready=lambda: _print_ready(settings, sockets, source),
         )
         trio.run(supervisor.run)
@@ -67,6 +68,7 @@ def run_server(settings: Settings, environment: Mapping[str, str]) -> None:
 
 async def _prepare(config: StoreConfig) -> StoreStatus:
     """Make the store if it is new, so that what is wrong with it is said once and early."""
+    await prepare_store(config)
     async with open_engine(msgspec.structs.replace(config, services=False)) as engine:
         return await engine.status()
 
@@ -83,8 +85,20 @@ def _announce(status: StoreStatus) -> None:
             log.warning("drive is not up", location=drive.location, state=drive.state)
 
 
+def _owner_id(store_id: str) -> str:
+    """Return the root user's canonical id: 64 hex digits, as S3's are.
+
+    It comes from the store and not from the keys, so that changed keys still own every bucket.
+    """
+    return hashlib.sha256(f"lodestore root {store_id}".encode()).hexdigest()
+
+
 def _worker_configs(
-    settings: Settings, sockets: list[socket.socket], source: CredentialsSource
+    settings: Settings,
+    sockets: list[socket.socket],
+    source: CredentialsSource,
+    *,
+    owner_id: str,
 ) -> list[WorkerConfig]:
     return [
         WorkerConfig(
@@ -92,6 +106,7 @@ def _worker_configs(
             store=settings.store_config(),
             sockets=[bound.fileno() for bound in sockets],
             credentials=source.credentials,
+            owner_id=owner_id,
             region=settings.region,
             domains=settings.domain,
             tls_cert=settings.tls_cert,

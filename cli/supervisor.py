@@ -36,8 +36,8 @@ class Patience:
 
     start_s: float = 600.0
     """For a worker to accept requests: a node may have to recover its volumes first."""
-    stop_s: float = 30.0
-    """For running requests to end after a stop was asked for."""
+    stop_s: float = 45.0
+    """For a worker to end after a stop was asked for; it allows running requests 30 of them."""
     kill_s: float = 5.0
     """For the kernel to take a killed process away."""
     quick_s: float = 10.0

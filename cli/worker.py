@@ -15,6 +15,7 @@ import socket
 import ssl
 import sys
 import threading
+import time
 from functools import partial
 from typing import NoReturn
 
@@ -28,12 +29,16 @@ from cli.logs import configure_logs
 from cli.outcome import innermost, one_line
 from engine import open_engine
 from engine.errors import ConfigError
+from engine.http.limits import Limits
 from engine.http.server import serve
+from engine.ids import Clock
 from s3.app import S3Config, make_handler
+from s3.auth.credentials import Credential, RootCredential
 
 log = structlog.get_logger()
 
 CONFIG_SIZE_MAX = 1 << 20
+OWNER_NAME = "root"
 
 
 def main() -> NoReturn:
@@ -65,20 +70,56 @@ async def _serve(config: WorkerConfig, reports: int) -> None:
         await nursery.start(_stop_on_signal, shutdown)
         handler = make_handler(
             engine,
-            S3Config(
-                access_key=config.credentials.access_key,
-                secret_key=config.credentials.secret_key,
-                region=config.region,
-                domains=config.domains,
-            ),
+            _s3_config(config),
+            log=log,
         )
         async with trio.open_nursery() as serving:
-            await serving.start(partial(serve, handler, sockets, tls=tls, shutdown=shutdown))
+            await serving.start(
+                partial(
+                    serve,
+                    handler,
+                    sockets,
+                    limits=Limits(),
+                    tls=tls,
+                    log=log,
+                    shutdown=shutdown,
+                )
+            )
             # What is alive now stays so; the collector need not look at it again.
             gc.collect()
             gc.freeze()
             os.write(reports, encode_report(Report(ready=True)))
         nursery.cancel_scope.cancel()
+
+
+def _s3_config(config: WorkerConfig) -> S3Config:
+    root = Credential(
+        access_key=config.credentials.access_key,
+        secret_key=config.credentials.secret_key,
+        owner_id=config.owner_id,
+        display_name=OWNER_NAME,
+    )
+    return S3Config(
+        credentials=RootCredential(root),
+        owner_id=config.owner_id,
+        owner_name=OWNER_NAME,
+        clock=_wall_clock(),
+        region=config.region,
+        domains=config.domains,
+        host_id=f"worker-{config.number}",
+    )
+
+
+def _wall_clock() -> Clock:
+    """Return ms since 1970 that never go back, whatever is done to the machine's clock."""
+    last = 0
+
+    def now() -> int:
+        nonlocal last
+        last = max(last, time.time_ns() // 1_000_000)
+        return last
+
+    return now
 
 
 async def _stop_on_signal(
