@@ -126,7 +126,7 @@ class ChunkWriter:
             self._write_local, view, size, digests, limiter=self._context.limiters.work
         )
         remote = [(index, f) for index, f in self._open.items() if f.remote is not None]
-        if remote:
+        if remote and pieces:
             async with trio.open_nursery() as nursery:
                 for index, fragment in remote:
                     nursery.start_soon(self._write_remote, index, fragment, pieces[index])
@@ -163,10 +163,7 @@ class ChunkWriter:
                 )
             for fragment in fragments.values():
                 if fragment.remote is not None:
-                    try:
-                        await fragment.remote.abort()
-                    except NodeError as error:
-                        self._context.pool.failed(fragment.node.node_id, error)
+                    await self._abort_remote(fragment.node, fragment.remote)
             await delete_fragments(
                 self._context.pool, self.fragments(), limiter=self._context.limiters.disk
             )
@@ -255,6 +252,13 @@ class ChunkWriter:
             await fragment.remote.write(pieces)
         except NodeError as error:
             self._drop(index, fragment, error)
+            await self._abort_remote(fragment.node, fragment.remote)
+
+    async def _abort_remote(self, node: Node, writer: Writer) -> None:
+        try:
+            await writer.abort()
+        except NodeError as error:
+            self._context.pool.failed(node.node_id, error)
 
     def _code(self, view: memoryview, size: int) -> dict[int, list[Buffer]]:
         pieces: dict[int, list[Buffer]] = {index: [] for index in self._open}
@@ -318,6 +322,8 @@ class ChunkWriter:
                 self._committed[index] = node_id
         except NodeError as error:
             self._note(node_id, error)
+            if fragment.remote is not None:
+                await self._abort_remote(fragment.node, fragment.remote)
 
     def _commit_local(self, index: int, node_id: NodeId, writer: BlockingWriter) -> None:
         self._touched[index] = node_id

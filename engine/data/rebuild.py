@@ -158,7 +158,8 @@ async def rebuild(
             target failed.
         NoSpace: a target has no room.
     """
-    await _Rebuild(context, chunk_id, record, indexes, targets).run()
+    if indexes:
+        await _Rebuild(context, chunk_id, record, indexes, targets).run()
 
 
 class _Rebuild:
@@ -185,7 +186,8 @@ class _Rebuild:
             replaced = []
             for index in self._indexes:
                 current = self._targets[index].node_id
-                if await _stat(self._context, self._targets[index], self._chunk_id, index):
+                target = self._targets[index]
+                if await _stat(self._context, target, self._chunk_id, index) is not None:
                     replaced.append(index)
             if replaced:
                 await self._read_all(write=False)
