@@ -26,6 +26,7 @@ import outcome
 import trio
 
 from engine.errors import ConfigError, NoSpace, SlowDown, StorageError, Unavailable
+from engine.meta.body import BodySuspended, drive
 from engine.meta.kv import MetadataFailed, ReadTransaction, Transaction, check_key
 from engine.meta.sqlite_file import (
     PAGE_SIZE,
@@ -41,11 +42,9 @@ from engine.meta.sqlite_lock import WriteLock
 from engine.meta.sqlite_thread import Seat
 from engine.meta.sqlite_transaction import (
     COUNTER,
-    BodySuspended,
     EmbeddedReadTransaction,
     EmbeddedTransaction,
     ReserveTransaction,
-    drive,
 )
 from engine.meta.sqlite_watch import Watches
 

@@ -1,18 +1,19 @@
 """What bodies are given: reads and writes straight on an SQLite connection.
 
-Nothing here suspends. A body runs to its end in one go (``drive``), so that any number of bodies
-can share one connection, one after another.
+Nothing here suspends. A body runs to its end in one go (``body.drive``), so that any number of
+bodies can share one connection, one after another.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeAlias, TypeVar
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import apsw
 
 from engine.errors import StorageError
+from engine.meta.body import added
 from engine.meta.kv import (
     KEY_SIZE_MAX,
     SYSTEM_PREFIX,
@@ -39,8 +40,6 @@ from engine.meta.sqlite_file import (
     translate,
 )
 
-T = TypeVar("T")
-
 Execute: TypeAlias = Callable[..., apsw.Cursor]
 """``Cursor.execute`` of a cursor that is used again and again: twice as fast as the
 connection's, which makes a cursor for every call."""
@@ -50,32 +49,6 @@ COUNTER = SYSTEM_PREFIX + b"/commit-version"
 
 RESERVE_GROWTH_MAX = 128
 RESERVE_GROWTH_OF_CLEAR_MAX = 1024
-
-
-class BodySuspended(RuntimeError):
-    """A body awaited something other than its transaction: a bug in the body."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            "a transaction's body may await nothing but its transaction (engine/meta/kv.py)"
-        )
-
-
-def drive(awaitable: Awaitable[T]) -> T:
-    """Run a body to its end without the scheduler and return its result.
-
-    Raises: BodySuspended, and whatever the body raises.
-    """
-    steps = awaitable.__await__()
-    try:
-        steps.send(None)
-    except StopIteration as stop:
-        result: T = stop.value
-        return result
-    # The body sits in a call into trio that never started; what that cleans up is its own affair.
-    with contextlib.suppress(Exception):
-        steps.close()
-    raise BodySuspended
 
 
 class EmbeddedReadTransaction:
@@ -105,14 +78,14 @@ class EmbeddedReadTransaction:
             # The table is STRICT. Nothing is wrong with the store, only with the body.
             raise TypeError("keys and values are bytes") from error
         except apsw.Error as error:
-            self.broken = error
+            self.broken = self.broken or error
             raise translate(error) from error
 
     def _value(self, key: bytes) -> bytes | None:
         try:
             row: Any = self._execute(GET, (key,)).fetchone()
         except apsw.Error as error:
-            self.broken = error
+            self.broken = self.broken or error
             raise translate(error) from error
         return None if row is None else row[0]
 
@@ -138,7 +111,7 @@ class EmbeddedReadTransaction:
         try:
             rows: Any = self._execute(statement, (begin, end, limit or -1)).fetchall()
         except apsw.Error as error:
-            self.broken = error
+            self.broken = self.broken or error
             raise translate(error) from error
         return rows  # type: ignore[no-any-return]  # two BLOB NOT NULL columns
 
@@ -244,12 +217,6 @@ class EmbeddedTransaction(EmbeddedReadTransaction):
             with contextlib.suppress(StorageError):
                 self._sql(ROLLBACK_TO, ())
                 self._sql(RELEASE, ())
-
-
-def added(value: bytes | None, delta: int) -> bytes:
-    """Return the 8 bytes of a counter after ``delta``, wrapping as FoundationDB's ADD does."""
-    total = int.from_bytes((value or b"")[:8], "little") + delta
-    return (total & 0xFFFF_FFFF_FFFF_FFFF).to_bytes(8, "little")
 
 
 class ReserveTransaction(EmbeddedTransaction):
