@@ -142,14 +142,15 @@ class _Frontend:
                 return s3_error("InvalidBucketName", BucketName=error.bucket), []
             case StorageError():
                 answered = translate(error)
-                self._log.log(
-                    _level(answered),
+                # A full or overloaded store is degraded; anything else is broken.
+                tell = self._log.error if answered.status == 500 else self._log.warning
+                tell(
                     "s3.storage_failed",
                     error=str(error),
                     kind=type(error).__name__,
                     request_id=request_id,
                     resource=_resource(request),
-                    exc_info=answered.status == 500,
+                    exc_info=error if answered.status == 500 else None,
                 )
                 return answered, []
             case EngineError() if (answered := translate(error)).status != 500:
@@ -167,11 +168,6 @@ class _Frontend:
                     exc_info=error,
                 )
                 return s3_error("InternalError"), []
-
-
-def _level(answered: S3Error) -> int:
-    """Return the log level: a full or overloaded store is degraded, anything else is broken."""
-    return 40 if answered.status == 500 else 30
 
 
 def _resource(request: S3Request | None) -> str:
