@@ -160,7 +160,7 @@ class Connection:
 
     def retire(self) -> None:
         """Close the connection if no request has begun on it."""
-        if self._phase == _IDLE:
+        if self._phase in (_OPENING, _IDLE):
             self._transport.interrupt()
 
     # --- one request
@@ -287,7 +287,7 @@ class Connection:
     ) -> bool:
         """Send a response whose body is produced while it is sent, and close the stream."""
         length = response.length
-        chunked = length is None and head.http11 and response.status != 204
+        chunked = length is None and head.http11
         bodyless = head.method == "HEAD" or has_no_body(response.status)
         keep = keep and (bodyless or chunked or length is not None)
         started = False
@@ -363,6 +363,8 @@ class Connection:
     def _encode(
         self, response: Response, length: int | None, *, chunked: bool, keep: bool
     ) -> bytes:
+        if response.status == 204:
+            length, chunked = None, False  # RFC 9110, section 8.6
         common = self._around.date.lines()
         return encode_head(response, length, chunked=chunked, close=not keep, common=common)
 

@@ -13,6 +13,9 @@ HeaderList: TypeAlias = list[tuple[bytes, bytes]]
 class Body(Protocol):
     """The body of a request. Bytes are pulled; the first pull sends ``100 Continue`` if the
     client waits for it, so a handler authenticates before it reads.
+
+    A chunked body of the server also has ``trailers``, a ``HeaderList`` like a request's headers,
+    complete once ``readinto`` has returned 0.
     """
 
     length: int | None
@@ -27,7 +30,12 @@ class Body(Protocol):
 
 
 class ResponseStream(Protocol):
-    """Bytes of a response, produced as they are sent. ``aclose`` is always called once."""
+    """Bytes of a response, produced as they are sent. ``aclose`` is always called once.
+
+    A buffer has items of one byte and is the server's until the next one is asked for; then it
+    may be reused. Status and headers are sent with the first buffer, so a stream that raises
+    before it is still answered with 500; later, the connection is aborted.
+    """
 
     def __aiter__(self) -> AsyncIterator[Buffer]: ...
 

@@ -160,6 +160,8 @@ class TcpTransport:
             raise ConnectionLost from error
         self.sent += count
         self._unyielded += count + _CALL_COST
+        if self._unyielded > _YIELD_BYTES:
+            await self._yield()
         if count < len(first):
             await self._send_rest(memoryview(first)[count:])
             count = len(first)

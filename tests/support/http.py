@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -230,11 +231,12 @@ async def running_server(
     tls: ssl.SSLContext | None = None,
     client_tls: ssl.SSLContext | None = None,
     troubles: Sequence[str] = (),
+    listeners: list[socket.socket] | None = None,
 ) -> AsyncIterator[Running]:
     """Run a server on a loopback port; exactly ``troubles`` must have been logged at the end."""
     log = RecordingLog()
     shutdown, finished = trio.Event(), trio.Event()
-    listeners = open_listeners("127.0.0.1", 0)
+    listeners = listeners or open_listeners("127.0.0.1", 0)
 
     async def run(task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         await serve(

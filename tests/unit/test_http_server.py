@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import socket
 import ssl
+from typing import Any
 
 import pytest
 import trio
@@ -79,7 +81,7 @@ async def test_head_has_the_length_and_no_body() -> None:
             case b"/304":
                 return Response(304, [(b"ETag", b'"e"')])
             case _:
-                return Response(204)
+                return Response(204, body=b"not to be sent")
 
     async with running_server(handler) as server:
         client = await server.connect()
@@ -229,6 +231,19 @@ async def test_refusal_without_reading_sends_no_100_and_closes() -> None:
         assert (answer.status, answer.interim) == (403, [])
         assert answer.headers[b"connection"] == b"close"
         assert await ended(client)
+
+
+async def test_204_has_neither_body_nor_length() -> None:
+    async def handler(request: Request) -> Response:
+        return Response(204, body=b"not to be sent")
+
+    async with running_server(handler) as server:
+        client = await server.connect()
+        await client.send(GET + GET)
+        for _ in range(2):
+            answer = await client.answer()
+            assert answer.status == 204
+            assert b"content-length" not in answer.headers
 
 
 async def test_small_unread_body_is_dropped_and_large_one_closes() -> None:
@@ -495,6 +510,56 @@ async def test_failed_handshake_harms_nobody(
         assert (await client.answer()).status == 200
 
 
+FAST = Limits(idle_s=0.02, head_s=0.02, body_stall_s=0.02, send_stall_s=0.02, tick_s=0.01)
+"""The limits themselves are tested under a virtual clock; here, that real waits are ended."""
+
+
+async def test_limits_end_waits_on_real_sockets() -> None:
+    stream = Stream([b"x" * 1_000_000] * 100)
+
+    async def handler(request: Request) -> Response:
+        await read_all(request)
+        return Response(200, body=stream, length=100_000_000)
+
+    async with running_server(handler, limits=FAST) as server:
+        silent = await server.connect()
+        assert await ended(silent)
+        slow_head = await server.connect()
+        await slow_head.send(b"GET /")
+        assert (await slow_head.answer()).status == 408
+        slow_body = await server.connect()
+        await slow_body.send(put(b"12345")[:-1])
+        assert (await slow_body.answer()).status == 408
+        taking_nothing = await server.connect()
+        await taking_nothing.send(GET)
+        await stream.closed.wait()
+        assert not (await taking_nothing.answer()).whole
+
+
+async def test_silent_tls_client_is_closed(
+    certificates: tuple[ssl.SSLContext, ssl.SSLContext],
+) -> None:
+    async with running_server(echo, tls=certificates[0], limits=FAST) as server:
+        assert await ended(await server.connect())
+
+
+async def test_response_cut_off_under_tls_does_not_end_cleanly(
+    certificates: tuple[ssl.SSLContext, ssl.SSLContext],
+) -> None:
+    stream = Stream([b"abc"], RuntimeError("midway"))
+
+    async def handler(request: Request) -> Response:
+        return Response(200, body=stream, length=None)
+
+    tls, client_tls = certificates
+    async with running_server(
+        handler, tls=tls, client_tls=client_tls, troubles=["http_response_failed"]
+    ) as server:
+        client = await server.connect()
+        await client.send(GET)
+        assert not (await client.answer()).whole
+
+
 def test_listeners_of_one_name_share_a_port_and_a_taken_one_fails() -> None:
     listeners = open_listeners("127.0.0.1", 0)
     try:
@@ -505,6 +570,29 @@ def test_listeners_of_one_name_share_a_port_and_a_taken_one_fails() -> None:
     finally:
         for listener in listeners:
             listener.close()
+
+
+class ShortOfDescriptors(socket.socket):
+    """A listener that is out of descriptors, as the process would be, for its first accepts."""
+
+    failures = 2
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        if self.failures:
+            self.failures -= 1
+            raise OSError(errno.EMFILE, "Too many open files")
+        return super().accept()
+
+
+async def test_accepting_goes_on_after_descriptors_ran_out() -> None:
+    listener = ShortOfDescriptors(fileno=open_listeners("127.0.0.1", 0)[0].detach())
+    listener.setblocking(False)
+    async with running_server(
+        echo, listeners=[listener], troubles=["http_accept_failed"]
+    ) as server:
+        client = await server.connect()
+        await client.send(GET)
+        assert (await client.answer()).status == 200
 
 
 async def test_broken_listener_is_reported() -> None:
