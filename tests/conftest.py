@@ -2,44 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
 import pytest
 import structlog
 
-TROUBLE = frozenset({"warning", "error", "critical"})
-
-
-class Logs:
-    """What was logged by this process during the test; ``expect`` excuses troubles."""
-
-    def __init__(self) -> None:
-        self.entries: list[structlog.typing.EventDict] = []
-        self._expected: list[re.Pattern[str]] = []
-
-    def expect(self, pattern: str) -> None:
-        """Let warnings and errors pass whose event has a match of the regular expression."""
-        self._expected.append(re.compile(pattern))
-
-    @property
-    def events(self) -> list[str]:
-        return [str(entry["event"]) for entry in self.entries]
-
-    @property
-    def unexpected(self) -> list[structlog.typing.EventDict]:
-        return [
-            entry
-            for entry in self.entries
-            if entry["log_level"] in TROUBLE
-            and not any(pattern.search(str(entry["event"])) for pattern in self._expected)
-        ]
-
-    def _take(
-        self, _logger: object, level: str, event: structlog.typing.EventDict
-    ) -> structlog.typing.EventDict:
-        self.entries.append({**event, "log_level": level})
-        raise structlog.DropEvent
+from tests.support.logs import Logs
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +18,7 @@ def logs() -> Iterator[Logs]:
     """
     captured = Logs()
     before = structlog.get_config()
-    structlog.configure(processors=[captured._take], cache_logger_on_first_use=False)
+    structlog.configure(processors=[captured.take], cache_logger_on_first_use=False)
     try:
         yield captured
     finally:

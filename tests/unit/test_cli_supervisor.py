@@ -1,0 +1,196 @@
+"""Workers start together, are replaced when they die, and leave nothing behind.
+
+The processes are real and the signals too; only the program that they run is a stand-in.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import trio
+
+from cli.credentials import Credentials
+from cli.handover import WorkerConfig
+from cli.outcome import WorkersFailed
+from cli.supervisor import Patience, Supervisor
+from engine.config import StoreConfig
+from engine.errors import ConfigError
+from tests.support import fake_worker
+from tests.support.logs import Logs
+
+# Long enough that only a bug reaches it.
+GIVE_UP_S = 60.0
+
+HASTE = Patience(start_s=GIVE_UP_S, stop_s=GIVE_UP_S, quick_deaths_max=3, delay_s=0.0)
+
+
+def config(number: int) -> WorkerConfig:
+    return WorkerConfig(
+        number=number,
+        store=StoreConfig(data=Path("/nowhere")),
+        sockets=[],
+        credentials=Credentials("access", "secretsecret"),
+        owner_id="owner",
+        region="us-east-1",
+        domains=(),
+        tls_cert=None,
+        tls_key=None,
+        log_level="info",
+        log_json=True,
+    )
+
+
+def supervisor(
+    folder: Path,
+    *steps: str,
+    workers: int = 1,
+    ready: Callable[[], None] = lambda: None,
+    patience: Patience = HASTE,
+) -> Supervisor:
+    command = [sys.executable, str(fake_worker.__file__), str(folder), *steps]
+    configs = [config(number) for number in range(1, workers + 1)]
+    return Supervisor(command, configs, ready=ready, patience=patience)
+
+
+def send(number: signal.Signals) -> Callable[[], None]:
+    return lambda: os.kill(os.getpid(), number)
+
+
+def lives(folder: Path, number: int = 1) -> list[str]:
+    """Return what each process of the worker played."""
+    return [line.split()[1] for line in (folder / f"lives-{number}").read_text().splitlines()]
+
+
+def processes(folder: Path) -> list[int]:
+    return [
+        int(line.split()[0])
+        for path in folder.glob("lives-*")
+        for line in path.read_text().splitlines()
+    ]
+
+
+def assert_all_gone(folder: Path) -> None:
+    for process in processes(folder):
+        with pytest.raises(ProcessLookupError):
+            os.kill(process, 0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_stops_all_workers(tmp_path: Path, number: signal.Signals) -> None:
+    with trio.fail_after(GIVE_UP_S):
+        await supervisor(tmp_path, "serve", workers=3, ready=send(number)).run()
+    assert [lives(tmp_path, worker) for worker in (1, 2, 3)] == [["serve"]] * 3
+    assert_all_gone(tmp_path)
+
+
+async def test_ready_is_said_once_and_only_when_every_worker_is(tmp_path: Path, logs: Logs) -> None:
+    logs.expect("worker died")
+    seen: list[int] = []
+
+    def ready() -> None:
+        seen.append(len(processes(tmp_path)))
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with trio.fail_after(GIVE_UP_S):
+        await supervisor(tmp_path, "serve", workers=2, ready=ready).run()
+    assert seen == [2]
+
+
+async def test_a_worker_that_dies_is_replaced(tmp_path: Path, logs: Logs) -> None:
+    logs.expect("worker died")
+    running = supervisor(tmp_path, "die", "vanish", "serve")
+    with trio.fail_after(GIVE_UP_S):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(running.run)
+            await logs.wait_for("worker serves again")
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert lives(tmp_path) == ["die", "vanish", "serve"]
+    assert logs.events.count("worker died; starting another") == 2
+    assert_all_gone(tmp_path)
+
+
+async def test_a_worker_that_keeps_dying_ends_the_server(tmp_path: Path, logs: Logs) -> None:
+    logs.expect("worker died")
+    with trio.fail_after(GIVE_UP_S), pytest.raises(WorkersFailed, match="died 4 times in a row"):
+        await supervisor(tmp_path, "die").run()
+    assert lives(tmp_path) == ["die"] * 4
+
+
+async def test_the_others_are_stopped_when_one_keeps_dying(tmp_path: Path, logs: Logs) -> None:
+    logs.expect("worker died")
+    # Worker 2 serves from its first process on; worker 1 dies in each.
+    (tmp_path / "lives-2").write_text("0 die\n" * 9)
+    with trio.fail_after(GIVE_UP_S), pytest.raises(WorkersFailed, match="worker 1 died"):
+        await supervisor(tmp_path, *["die"] * 9, "serve", workers=2).run()
+    assert lives(tmp_path, 2)[-1] == "serve"
+
+
+@pytest.mark.parametrize(
+    ("step", "error", "said"),
+    [
+        ("usage", ConfigError, "^no such folder$"),
+        ("refuse", WorkersFailed, "worker 1 did not start: the disk is on fire"),
+        ("vanish", WorkersFailed, r"worker 1 did not start \(killed by SIGKILL\)"),
+    ],
+)
+async def test_a_worker_that_cannot_start_ends_the_server_with_its_reason(
+    tmp_path: Path, step: str, error: type[Exception], said: str
+) -> None:
+    never_ready: list[None] = []
+    with trio.fail_after(GIVE_UP_S), pytest.raises(error, match=said):
+        await supervisor(tmp_path, step, ready=lambda: never_ready.append(None)).run()
+    assert never_ready == []
+    assert_all_gone(tmp_path)
+
+
+async def test_a_silent_worker_is_not_waited_for_forever(tmp_path: Path) -> None:
+    patience = Patience(start_s=0.5)
+    with trio.fail_after(GIVE_UP_S), pytest.raises(WorkersFailed, match="did not start"):
+        await supervisor(tmp_path, "silent", patience=patience).run()
+    assert_all_gone(tmp_path)
+
+
+async def test_a_worker_that_does_not_stop_in_time_is_killed(tmp_path: Path, logs: Logs) -> None:
+    logs.expect("did not stop in time")
+    patience = Patience(stop_s=0.05)
+    with trio.fail_after(GIVE_UP_S):
+        await supervisor(tmp_path, "deaf", ready=send(signal.SIGTERM), patience=patience).run()
+    assert any("did not stop in time" in event for event in logs.events)
+    assert_all_gone(tmp_path)
+
+
+async def test_a_second_signal_kills_at_once(tmp_path: Path, logs: Logs) -> None:
+    logs.expect("second signal")
+    running = supervisor(tmp_path, "deaf", workers=2, ready=send(signal.SIGTERM))
+    with trio.fail_after(GIVE_UP_S):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(running.run)
+            await logs.wait_for("stopping")
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert_all_gone(tmp_path)
+
+
+async def test_workers_do_not_inherit_the_secret(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LODE_ACCESS_KEY", "access")
+    monkeypatch.setenv("LODE_SECRET_KEY", "secretsecret")
+    monkeypatch.setenv("LODE_PROBE", "inherited")
+    with trio.fail_after(GIVE_UP_S):
+        await supervisor(tmp_path, "serve", ready=send(signal.SIGTERM)).run()
+    names = (tmp_path / "lives-1").read_text().split()
+    assert "LODE_PROBE" in names
+    assert "LODE_SECRET_KEY" not in names
+    assert "LODE_ACCESS_KEY" not in names
+
+
+async def test_cancelling_leaves_no_process(tmp_path: Path) -> None:
+    with trio.fail_after(GIVE_UP_S), trio.CancelScope() as scope:
+        await supervisor(tmp_path, "deaf", workers=2, ready=scope.cancel).run()
+    assert scope.cancelled_caught
+    assert_all_gone(tmp_path)
