@@ -1,0 +1,336 @@
+"""The volume that a process appends to: reservations, commits, and the sync that they share.
+
+Each process holds the flock of the volumes that it appends to, so it alone knows their end.
+
+Concurrency
+* ``_lock`` guards ``end``, ``outstanding`` and the queue of commits. Under it are only short
+  writes (a header, a commit record), never a sync. A header is written before any later extent is
+  reserved, and a commit record before a shortened extent's rest is: so whatever a sync makes
+  durable, the headers in front of it are durable too.
+* Group commit: the first to wait leads; it syncs once for all who wrote their commit record before
+  the sync began, hands the lead to the first that came later, and then enters its group into the
+  index in one transaction. Only then are the commits of the group done.
+* ``outstanding`` holds the extents that are neither in the index nor given up. ``indexed_to`` never
+  passes the first of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import threading
+from dataclasses import dataclass
+from typing import NoReturn
+
+from engine.ids import FragmentId
+from engine.node.contract import NodeDown, NodeError, NodeFull
+from engine.node.disk import Disk, write_all
+from engine.node.index import READ_ONLY, Index, Update
+from engine.node.needle import (
+    BLANK,
+    FILE_HEADER_SIZE,
+    HEADER_SIZE,
+    NEEDLE_OVERHEAD,
+    NO_SOURCE,
+    Commit,
+    Source,
+    align,
+    extent_size,
+    pack_commit,
+    pack_header,
+)
+
+SYNC_S_MAX = 120.0
+"""A disk that takes longer for one sync counts as failed."""
+
+_PAGE = 4096
+FULL_ERRORS = (errno.ENOSPC, errno.EDQUOT)
+
+
+@dataclass(slots=True)
+class Extent:
+    """A reserved range of a volume."""
+
+    offset: int
+    size: int
+    """Shrinks at commit when it is the last one."""
+    header: bytes
+    whole: bool = False
+    """Has a commit record."""
+
+
+class Pending:
+    """One commit that waits for the sync: its extents and what it changes in the index."""
+
+    __slots__ = ("done", "error", "extents", "lead", "update", "wake")
+
+    def __init__(self, extents: list[Extent], update: Update) -> None:
+        self.extents = extents
+        self.update = update
+        self.error: NodeError | None = None
+        self.lead = False
+        self.done = False
+        self.wake = threading.Lock()
+        self.wake.acquire()
+
+
+class Volume:
+    def __init__(
+        self, disk: Disk, index: Index, fd: int, *, number: int, uuid: bytes, end: int, limit: int
+    ) -> None:
+        """Take over ``fd``, on which the caller holds the flock; ``end`` is durable already."""
+        self.number = number
+        self.uuid = uuid
+        self.fd = fd
+        self.failed = False
+        self._disk = disk
+        self._index = index
+        self._limit = limit
+        self._end = end
+        self._synced_to = end
+        self._lowest_end = end
+        self._lock = threading.Lock()
+        self._outstanding: dict[int, None] = {}
+        self._queue: list[Pending] = []
+        self._syncing = False
+        self._sealed = False
+        self._pins = 0
+
+    # Reservations
+
+    def reserve(self, kind: int, fragment: FragmentId, size_max: int) -> Extent | None:
+        """Reserve an extent and write its header; None when the volume is full or closed.
+
+        Raises: NodeFull, NodeDown.
+        """
+        size = extent_size(size_max)
+        with self._lock:
+            offset = self._end
+            if self._sealed or self.failed:
+                return None
+            if offset + size > self._limit and offset > FILE_HEADER_SIZE:
+                return None
+            header = pack_header(kind, self.uuid, offset, fragment, size)
+            try:
+                write_all(self._disk, self.fd, [header + BLANK], offset)
+            except OSError as error:
+                self._raise(error)
+            self._end = offset + size
+            self._outstanding[offset] = None
+        return Extent(offset, size, header)
+
+    def write_commit(self, extent: Extent, size: int, crc: int, source: Source = NO_SOURCE) -> None:
+        """Make the needle whole, though not durable, and give back what it did not use."""
+        used = extent_size(size)
+        with self._lock:
+            if self.failed:
+                raise NodeDown(f"volume {self.number:08x} failed")
+            last = extent.offset + extent.size == self._end
+            final = used if last else extent.size
+            commit = Commit(size, final, crc, source, self._synced_to)
+            try:
+                record = pack_commit(extent.header, commit)
+                write_all(self._disk, self.fd, [record], extent.offset + HEADER_SIZE)
+            except OSError as error:
+                self._raise(error)
+            extent.size = final
+            extent.whole = True
+            if last:
+                self._move_back(extent.offset + final)
+
+    def disown(self, extent: Extent) -> None:
+        """Take the commit record away again: the needle was not, after all, to be."""
+        try:
+            write_all(self._disk, self.fd, [BLANK], extent.offset + HEADER_SIZE)
+        except OSError as error:
+            self._raise(error)
+        extent.whole = False
+
+    def abort(self, extent: Extent) -> None:
+        """Give an extent back, together with its commit record. Never raises.
+
+        On a failed volume nothing is given back: the index may point there.
+        """
+        with self._lock:
+            if extent.offset not in self._outstanding:
+                return
+            if not self.failed:
+                with contextlib.suppress(OSError, NodeError):  # only dead space is left then
+                    if extent.whole:
+                        self.disown(extent)
+                    self._give_back(extent)
+            del self._outstanding[extent.offset]
+        self._close_if_idle()
+
+    def _give_back(self, extent: Extent) -> None:
+        end = extent.offset + extent.size
+        if end == self._end:
+            # The end moves first: should the truncation fail, the bytes are overwritten later.
+            self._move_back(extent.offset)
+            self._disk.ftruncate(self.fd, extent.offset)
+            return
+        begin = (extent.offset + NEEDLE_OVERHEAD + _PAGE - 1) & -_PAGE
+        whole = (end & -_PAGE) - begin
+        if whole > 0:
+            self._disk.punch_hole(self.fd, begin, whole)
+
+    def _move_back(self, end: int) -> None:
+        """A sync that runs now does not cover what will be written from ``end`` on."""
+        self._end = end
+        self._synced_to = min(self._synced_to, end)
+        self._lowest_end = min(self._lowest_end, end)
+
+    # Commits
+
+    def commit(self, pending: Pending) -> None:
+        """Return once the extents, whose commit records are written, are durable and indexed.
+
+        Raises: NodeFull (the index has no room), NodeDown.
+        """
+        with self._lock:
+            if self.failed:
+                raise NodeDown(f"volume {self.number:08x} failed")
+            self._queue.append(pending)
+            pending.lead = not self._syncing
+            self._syncing = True
+        if not pending.lead and not pending.wake.acquire(timeout=SYNC_S_MAX):
+            self._give_up(pending)
+        if pending.lead and not pending.done:
+            self._lead()
+        if pending.error is not None:
+            raise pending.error
+
+    def _lead(self) -> None:
+        with self._lock:
+            group, self._queue = self._queue, []
+            reached = self._lowest_end = self._end
+        error: NodeError | None = NodeDown("the sync was interrupted")
+        try:
+            error = self._sync()
+        finally:
+            self._hand_on(error, reached)
+            try:
+                if error is None:
+                    error = self._enter(group)
+            finally:
+                for pending in group:
+                    pending.error = error
+                    pending.done = True
+                    if not pending.lead:
+                        pending.wake.release()
+        self._close_if_idle()
+
+    def _sync(self) -> NodeError | None:
+        """A failed sync may have dropped what it did not write, and the next one would not
+        say so: the volume takes no more commits.
+        """
+        if self.failed:
+            return NodeDown(f"volume {self.number:08x} failed")
+        try:
+            self._disk.fdatasync(self.fd)
+            links = self._disk.fstat(self.fd).links
+        except OSError as error:
+            self.fail()
+            return NodeDown(f"volume {self.number:08x}: sync: {error.strerror}")
+        if links == 0:
+            self.fail()
+            return NodeDown(f"volume {self.number:08x} was removed from its folder")
+        return None
+
+    def _hand_on(self, error: NodeError | None, reached: int) -> None:
+        """Let the first commit that came during the sync lead the next one."""
+        with self._lock:
+            if error is None:
+                self._synced_to = max(self._synced_to, min(reached, self._lowest_end))
+                if self._queue:
+                    self._queue[0].lead = True
+                    self._queue[0].wake.release()
+                else:
+                    self._syncing = False
+                return
+            refused, self._queue = self._queue, []
+            self._syncing = False
+        for pending in refused:
+            pending.error = error
+            pending.done = True
+            pending.wake.release()
+
+    def _enter(self, group: list[Pending]) -> NodeError | None:
+        done = [extent.offset for pending in group for extent in pending.extents]
+        try:
+            self._index.apply(
+                self.number, lambda: self._finished(set(done)), [p.update for p in group]
+            )
+        except NodeFull as error:
+            return error
+        except NodeError as error:
+            self.fail()  # the index may or may not point to these extents: never reuse them
+            return error
+        with self._lock:
+            for offset in done:
+                self._outstanding.pop(offset, None)
+        return None
+
+    def _finished(self, done: set[int]) -> int:
+        """Return where the first extent begins that is neither finished nor in ``done``."""
+        with self._lock:
+            left = [offset for offset in self._outstanding if offset not in done]
+            return min(left, default=self._end)
+
+    def _give_up(self, pending: Pending) -> None:
+        """The sync takes too long. The leader, should it return, finds the volume failed."""
+        self.fail()
+        with self._lock:
+            if pending.lead or pending.done:
+                return
+            if pending in self._queue:
+                self._queue.remove(pending)
+        raise NodeDown(f"volume {self.number:08x}: no sync within {SYNC_S_MAX:.0f} s")
+
+    # The end of it
+
+    def fail(self) -> None:
+        """Take no more reservations and commits, for good."""
+        if self.failed:
+            return
+        self.failed = True
+        with contextlib.suppress(NodeError):  # it is a hint to later opens, not a promise
+            self._index.set_state(self.number, READ_ONLY)
+
+    def seal(self) -> None:
+        """Take no more reservations; closed, and its flock free, once the last writer is done."""
+        with self._lock:
+            self._sealed = True
+        self._close_if_idle()
+
+    def pin(self) -> None:
+        """Keep the file open, and its flock, until ``unpin``."""
+        with self._lock:
+            self._pins += 1
+
+    def unpin(self) -> None:
+        with self._lock:
+            self._pins -= 1
+        self._close_if_idle()
+
+    def _close_if_idle(self) -> None:
+        with self._lock:
+            busy = self._outstanding or self._syncing or self._pins
+            if busy or not self._sealed or self.fd < 0:
+                return
+            fd, self.fd = self.fd, -1
+        with contextlib.suppress(OSError):
+            self._disk.close(fd)
+
+    def usable(self) -> bool:
+        return not (self._sealed or self.failed)
+
+    @property
+    def end(self) -> int:
+        return align(self._end)
+
+    def _raise(self, error: OSError) -> NoReturn:
+        if error.errno in FULL_ERRORS:
+            raise NodeFull(f"volume {self.number:08x}: the drive is full") from error
+        self.fail()
+        raise NodeDown(f"volume {self.number:08x}: {error.strerror}") from error
