@@ -123,11 +123,15 @@ async def test_a_worker_that_keeps_dying_ends_the_server(tmp_path: Path, logs: L
 
 async def test_the_others_are_stopped_when_one_keeps_dying(tmp_path: Path, logs: Logs) -> None:
     logs.expect("worker died")
-    # Worker 2 serves from its first process on; worker 1 dies in each.
-    (tmp_path / "lives-2").write_text("0 die\n" * 9)
+
+    def kill_the_first() -> None:
+        os.kill(int((tmp_path / "lives-1").read_text().split()[0]), signal.SIGKILL)
+
     with trio.fail_after(GIVE_UP_S), pytest.raises(WorkersFailed, match="worker 1 died"):
-        await supervisor(tmp_path, *["die"] * 9, "serve", workers=2).run()
-    assert lives(tmp_path, 2)[-1] == "serve"
+        await supervisor(tmp_path, "serve", "die", workers=2, ready=kill_the_first).run()
+    assert lives(tmp_path, 1) == ["serve", "die", "die", "die"]
+    assert lives(tmp_path, 2) == ["serve"]
+    assert_all_gone(tmp_path)
 
 
 @pytest.mark.parametrize(
