@@ -119,7 +119,7 @@ class ChunkedBody:
     ) -> None:
         self.length: int | None = length
         self.trailers: dict[str, str] = {}
-        """Value by lower-case name; complete when the last byte has been handed on."""
+        """Value by lower-case name; always this dict, filled before the last byte is handed on."""
         self._body = body
         self._signing = signing
         self._declared = trailers
@@ -280,7 +280,9 @@ class ChunkedBody:
                 signing.timestamp, signing.scope, self._previous, found
             )
             self._verify(text, signature)
-        self.trailers = {name.decode("latin-1"): value.decode("latin-1") for name, value in found}
+        self.trailers.update(
+            {name.decode("latin-1"): value.decode("latin-1") for name, value in found}
+        )
 
     async def _expect_blank_line(self) -> None:
         if await self._line():

@@ -301,6 +301,15 @@ async def test_trailers_that_were_not_announced_or_are_broken_are_refused(
     assert await refusal(body) == code
 
 
+async def test_trailers_taken_before_reading_are_filled_by_it() -> None:
+    body = decoder(
+        [b"5\r\nhello\r\n0\r\nx-amz-checksum-crc32c:sOO8/Q==\r\n\r\n"], 5, trailers=CRC32C
+    )
+    trailers = body.trailers
+    assert await read_all(body) == b"hello"
+    assert trailers == {"x-amz-checksum-crc32c": "sOO8/Q=="}
+
+
 async def test_a_body_without_announced_trailers_may_have_none() -> None:
     body = decoder([b"5\r\nhello\r\n0\r\n\r\n"], 5, trailers=frozenset())
     assert await read_all(body) == b"hello"
