@@ -67,6 +67,8 @@ def prepare(path: Path, vfs: str) -> None:
                 raise ConfigError(f"{path}: made by another version")
             if connection.pragma("journal_mode") != "wal":
                 raise ConfigError(f"{path}: SQLite cannot use WAL in this folder")
+            # Looks at the table's first page, so that gross damage is told now.
+            connection.execute("SELECT 1 FROM kv LIMIT 1").fetchall()
     except apsw.Error as error:
         raise ConfigError(f"{path}: {type(error).__name__}: {error}") from error
     _sync_folder(path.parent)
