@@ -28,7 +28,7 @@ from engine.meta import keyspace
 from engine.meta.kv import Database, ReadTransaction, Transaction
 from engine.meta.records import FORMAT, NodeRecord, decode_node, encode
 from engine.node.compaction import compact
-from engine.node.contract import NodeDown, NodeError
+from engine.node.contract import NodeError
 from engine.node.disk import Disk
 from engine.node.drive import Drive, open_drive
 from engine.node.identity import (
@@ -109,12 +109,7 @@ async def _prepare_drive(
     try:
         if not at_place:
             folder.mkdir(parents=True, exist_ok=True)  # noqa: ASYNC240 - once, at start
-        identity = read_identity(str(folder), disk)
-        if identity.store_id != store_id:
-            raise ConfigError(
-                f"{folder}: is a drive of another store ({identity.store_id}); "
-                "take it out, or empty it to use it here"
-            )
+        identity = read_identity(str(folder), store_id, disk)
     except DriveMissing:
         log.error("drive missing", drive=str(folder), node=node_id.hex())
         return None, node_id
@@ -131,7 +126,7 @@ async def _prepare_drive(
         if not is_new:
             log.info("drive added", drive=str(folder), node=node_id.hex())
     except DriveForeign as error:
-        raise ConfigError(str(error)) from None
+        raise ConfigError(f"{error}; take it out, or empty it to use it here") from None
     except DriveUnusable as error:
         log.error("drive not usable", drive=str(folder), reason=error.reason)
         return None, node_id
@@ -192,7 +187,7 @@ class Drives:
                 ),
                 limiter=self._limiter,
             )
-        except NodeDown as error:
+        except NodeError as error:
             if node_id not in self._absent:
                 structlog.get_logger().warning("drive absent", drive=str(folder), reason=str(error))
             self._absent[node_id] = record
