@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import pytest
 import trio
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from engine.http.message import BodyBroken, Request
@@ -259,6 +259,8 @@ def test_a_policy_that_is_none_is_an_invalid_document(document: str) -> None:
 def test_any_cut_of_the_form_gives_the_same_file(data: st.DataObject, size: int) -> None:
     lookalikes = [b"\r\n--", b"\r", b"\n", b"\r\n--" + BOUNDARY[:-1], b"--" + BOUNDARY, b"x" * 900]
     content = b"".join(data.draw(st.lists(st.sampled_from(lookalikes), max_size=12)))
+    # Pieces that happen to join to a boundary do end the file; clients choose another one then.
+    assume(b"\r\n--" + BOUNDARY not in content)
     whole = encoded({"key": "k"}, content)
     pieces = cut(whole, data.draw(st.lists(st.integers(0, len(whole)), max_size=10)))
 
