@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from engine.buckets import Buckets
+from engine.completion import Completion
 from engine.errors import EngineError
 from engine.ids import UploadId
 from engine.listing import Listings
@@ -54,6 +55,7 @@ class Engine:
         self._buckets = Buckets(store)
         self._objects = Objects(store)
         self._uploads = Uploads(store, self._objects)
+        self._completion = Completion(store)
         self._listings = Listings(store)
 
     # Buckets
@@ -284,7 +286,7 @@ class Engine:
         Raises: NoSuchUpload, BadPart, InvalidPartOrder, EntityTooSmall, BadDigest,
         InvalidArgument (size), PreconditionFailed, ConditionConflict.
         """
-        return await self._uploads.complete(
+        return await self._completion.complete(
             bucket,
             key,
             upload_id,

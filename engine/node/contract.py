@@ -123,8 +123,10 @@ class Node(Protocol):
     """What the data path calls; every method raises what its blocking twin raises."""
 
     node_id: NodeId
-    blocking: Blocking | None
-    """The node's plain functions when it lives in this process, else None."""
+
+    @property
+    def blocking(self) -> Blocking | None:
+        """The node's plain functions when it lives in this process, else None."""
 
     async def read_into(
         self, fragment: FragmentId, offset: int, buffers: Sequence[memoryview]
