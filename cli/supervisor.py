@@ -38,6 +38,9 @@ class Patience:
     """For a worker to accept requests: a node may have to recover its volumes first."""
     stop_s: float = 45.0
     """For a worker to end after a stop was asked for; it allows running requests 30 of them."""
+    again_s: float = 0.5
+    """Signals that follow the first so soon are the same request: `timeout` and some terminals
+    signal the process and then its group."""
     kill_s: float = 5.0
     """For the kernel to take a killed process away."""
     quick_s: float = 10.0
@@ -99,11 +102,15 @@ class Supervisor:
             raise self._failure
 
     async def _obey(self, signals: AsyncIterator[int]) -> None:
+        asked_at = 0.0
         async for number in signals:
             if self._stop.is_set():
+                if trio.current_time() - asked_at < self._patience.again_s:
+                    continue
                 log.warning("second signal: killing the workers")
                 self._kill_all()
             else:
+                asked_at = trio.current_time()
                 log.info("stopping", signal=signal.Signals(number).name)
                 self._ask_to_stop()
 

@@ -170,12 +170,24 @@ async def test_a_worker_that_does_not_stop_in_time_is_killed(tmp_path: Path, log
 
 async def test_a_second_signal_kills_at_once(tmp_path: Path, logs: Logs) -> None:
     logs.expect("second signal")
-    running = supervisor(tmp_path, "deaf", workers=2, ready=send(signal.SIGTERM))
+    patience = Patience(again_s=0.0)
+    running = supervisor(tmp_path, "deaf", workers=2, ready=send(signal.SIGTERM), patience=patience)
     with trio.fail_after(GIVE_UP_S):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(running.run)
             await logs.wait_for("stopping")
             os.kill(os.getpid(), signal.SIGTERM)
+    assert_all_gone(tmp_path)
+
+
+async def test_a_signal_that_comes_twice_at_once_is_one(tmp_path: Path, logs: Logs) -> None:
+    def twice() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with trio.fail_after(GIVE_UP_S):
+        await supervisor(tmp_path, "serve", ready=twice, patience=Patience(again_s=GIVE_UP_S)).run()
+    assert logs.events.count("stopping") == 1
     assert_all_gone(tmp_path)
 
 
