@@ -26,7 +26,7 @@ from engine.ids import ChunkId, NodeId, fragment_id
 from engine.meta.records import ChunkRecord
 from engine.node.contract import NodeError
 
-INLINE_SIZE_MAX = 128 * 1024
+INLINE_SIZE_MAX = 256 * 1024
 """Reads up to so many bytes are tried on the trio thread: about what a thread hop costs."""
 
 FIRST_BATCH_SIZE = 1 << 20
