@@ -116,7 +116,7 @@ class Objects:
     async def open(
         self, bucket_name: str, key: str, version_id: str | None, conditions: Conditions
     ) -> OpenedObject:
-        async def body(tr: ReadTransaction) -> OpenedObject:
+        async def body(tr: ReadTransaction) -> tuple[ObjectInfo, bytes | None]:
             bucket, record = await self._find(tr, bucket_name, key, version_id)
             check_read(conditions, record)
             inline: bytes | None = None
@@ -129,9 +129,17 @@ class Objects:
                         raise Corrupt(f"the bytes of {key!r} are missing in the metadata store")
                 case _:
                     pass
-            return OpenedObject(self._store, ObjectInfo(bucket, key, record), inline)
+            return ObjectInfo(bucket, key, record), inline
 
-        return await self._store.db.read(body)
+        # The pin is older than the snapshot, so nothing that it shows is collected meanwhile.
+        sessions = self._store.sessions
+        pin = sessions.read_started()
+        try:
+            info, inline = await self._store.db.read(body)
+        except BaseException:
+            sessions.read_ended(pin)
+            raise
+        return OpenedObject(self._store, info, inline, pin)
 
     # Writing
 

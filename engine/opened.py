@@ -109,11 +109,12 @@ class ObjectStream:
 class OpenedObject:
     """One version, pinned: readable until ``aclose`` whatever happens to the key meanwhile."""
 
-    __slots__ = ("_store", "_token", "info", "inline")
+    __slots__ = ("_pin", "_store", "info", "inline")
 
-    def __init__(self, store: Store, info: ObjectInfo, inline: bytes | None) -> None:
+    def __init__(self, store: Store, info: ObjectInfo, inline: bytes | None, pin: int) -> None:
+        """Take over ``pin``, of ``Sessions.read_started``."""
         self._store = store
-        self._token = store.sessions.read_started() if inline is None else 0
+        self._pin = pin
         self.info = info
         self.inline = inline
         """All bytes of a small object, else None."""
@@ -143,7 +144,7 @@ class OpenedObject:
         return stream
 
     async def aclose(self) -> None:
-        self._store.sessions.read_ended(self._token)
+        self._store.sessions.read_ended(self._pin)
 
     async def __aenter__(self) -> OpenedObject:
         return self
