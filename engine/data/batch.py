@@ -321,6 +321,20 @@ class Batch:
         return self._view[offset : offset + stripe.block_size]
 
 
+def layout_of(chunk_id: ChunkId, record: ChunkRecord) -> Layout:
+    """
+    Raises:
+        Corrupt: the record describes no possible chunk.
+    """
+    try:
+        layout = Layout.of(record)
+    except ValueError as error:
+        raise Corrupt(f"record of chunk {chunk_id.hex()}") from error
+    if len(record.nodes) != layout.width:
+        raise Corrupt(f"record of chunk {chunk_id.hex()}")
+    return layout
+
+
 def first_block_at(layout: Layout, start: int) -> int:
     """Return the position in the chunk of the first byte of the block that holds ``start``."""
     stripe = start // layout.stripe_size

@@ -159,13 +159,16 @@ class ChunkWriter:
             local = [f.local for f in fragments.values() if f.local is not None]
             if local:
                 await trio.to_thread.run_sync(
-                    _abort_all, local, limiter=self._context.limiters.disk
+                    _abort_all, local, limiter=self._context.limiters.disk, abandon_on_cancel=True
                 )
             for fragment in fragments.values():
                 if fragment.remote is not None:
                     await self._abort_remote(fragment.node, fragment.remote)
             await delete_fragments(
-                self._context.pool, self.fragments(), limiter=self._context.limiters.disk
+                self._context.pool,
+                self.fragments(),
+                limiter=self._context.limiters.disk,
+                abandon=True,
             )
 
     def fragments(self) -> dict[NodeId, list[FragmentId]]:

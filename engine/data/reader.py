@@ -17,7 +17,7 @@ from typing import TypeAlias
 
 import trio
 
-from engine.data.batch import Batch, Job, space_for
+from engine.data.batch import Batch, Job, layout_of, space_for
 from engine.data.buffers import Buffer
 from engine.data.context import BATCH_SIZE_MAX, Context, first_error
 from engine.data.layout import Layout
@@ -218,10 +218,9 @@ class ChunkStream:
             if segment is None:
                 self._finished = True
                 return None
-            try:
-                self._layout = Layout.of(segment.record)
-            except ValueError as error:
-                raise Corrupt(f"record of chunk {segment.chunk_id.hex()}") from error
+            self._layout = layout_of(segment.chunk_id, segment.record)
+            if not 0 <= segment.start <= segment.end <= segment.record.size:
+                raise Corrupt(f"range outside of chunk {segment.chunk_id.hex()}")
             if self._segment is None or self._segment.chunk_id != segment.chunk_id:
                 self._bad = {}
             self._segment = segment

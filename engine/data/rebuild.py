@@ -15,18 +15,17 @@ from typing import Literal
 
 import trio
 
-from engine.data.batch import Batch, damage_of, space_for
+from engine.data.batch import Batch, Damage, damage_of, layout_of, space_for
 from engine.data.buffers import Buffer
 from engine.data.context import BATCH_SIZE_MAX, Context, first_error
 from engine.data.layout import HASH_SIZE, Layout, block_hash
 from engine.data.reader import read_batch
-from engine.errors import Corrupt, NoSpace, StorageError, Unavailable
+from engine.errors import NoSpace, StorageError, Unavailable
 from engine.ids import ChunkId, NodeId, fragment_id
 from engine.meta.records import ChunkRecord
 from engine.node.contract import (
-    FragmentMissing,
+    Blocking,
     Node,
-    NodeDown,
     NodeError,
     NodeFull,
     Writer,
@@ -44,17 +43,6 @@ class FragmentState:
     """Blocks that do not verify; only a deep examination looks."""
 
 
-def layout_of(chunk_id: ChunkId, record: ChunkRecord) -> Layout:
-    """
-    Raises:
-        Corrupt: the record describes no possible chunk.
-    """
-    try:
-        return Layout.of(record)
-    except ValueError as error:
-        raise Corrupt(f"record of chunk {chunk_id.hex()}") from error
-
-
 async def examine(
     context: Context, chunk_id: ChunkId, record: ChunkRecord, *, deep: bool
 ) -> list[FragmentState]:
@@ -65,24 +53,58 @@ async def examine(
     Reads at most one batch of stripes of memory, one fragment after another.
     """
     layout = layout_of(chunk_id, record)
+    found = await _stat_all(context, chunk_id, record)
     states: list[FragmentState] = []
     for index, node_id in enumerate(record.nodes):
         node = context.pool.get(node_id)
-        try:
-            if node is None:
-                raise NodeDown
-            info = await _stat(context, node, chunk_id, index)
-            if info is None:
-                raise FragmentMissing
-            bad = 0
-            if info == layout.fragment_size and deep:
+        size = found[index]
+        bad = 0
+        if node is None or isinstance(size, str):
+            states.append(FragmentState(index, node_id, "down" if isinstance(size, int) else size))
+            continue
+        if size == layout.fragment_size and deep:
+            try:
                 bad = await _count_bad(context, node, chunk_id, index, layout)
-            whole = info == layout.fragment_size and not bad
-            states.append(FragmentState(index, node_id, "whole" if whole else "damaged", bad))
-        except NodeError as error:
-            context.pool.failed(node_id, error)
-            states.append(FragmentState(index, node_id, damage_of(error)))
+            except NodeError as error:
+                context.pool.failed(node_id, error)
+                states.append(FragmentState(index, node_id, damage_of(error)))
+                continue
+        whole = size == layout.fragment_size and not bad
+        states.append(FragmentState(index, node_id, "whole" if whole else "damaged", bad))
     return states
+
+
+async def _stat_all(context: Context, chunk_id: ChunkId, record: ChunkRecord) -> list[int | Damage]:
+    """Return each fragment's size in bytes, or why there is none; one hop for local nodes."""
+    found: list[int | Damage] = ["down"] * len(record.nodes)
+    local: list[tuple[int, Blocking]] = []
+    errors: list[tuple[NodeId, NodeError]] = []
+
+    def stat_local() -> None:
+        for index, blocking in local:
+            try:
+                info = blocking.stat(fragment_id(chunk_id, index))
+                found[index] = info.size if info is not None else "missing"
+            except NodeError as error:
+                errors.append((record.nodes[index], error))
+
+    for index, node_id in enumerate(record.nodes):
+        node = context.pool.get(node_id)
+        if node is None:
+            continue
+        if node.blocking is not None:
+            local.append((index, node.blocking))
+            continue
+        try:
+            info = await node.stat(fragment_id(chunk_id, index))
+            found[index] = info.size if info is not None else "missing"
+        except NodeError as error:
+            errors.append((node_id, error))
+    if local:
+        await trio.to_thread.run_sync(stat_local, limiter=context.limiters.disk)
+    for node_id, failure in errors:
+        context.pool.failed(node_id, failure)
+    return found
 
 
 async def _stat(context: Context, node: Node, chunk_id: ChunkId, index: int) -> int | None:

@@ -16,9 +16,12 @@ async def delete_fragments(
     by_node: Mapping[NodeId, Sequence[FragmentId]],
     *,
     limiter: trio.CapacityLimiter,
+    abandon: bool = False,
 ) -> set[NodeId]:
     """Delete durably, on all nodes in parallel; return the nodes where it could not be done.
 
+    Args:
+        abandon: when cancelled, do not wait for drives that hang; their threads go on.
     Cancelled, it leaves some fragments deleted and some not.
     """
     failed: set[NodeId] = set()
@@ -26,7 +29,9 @@ async def delete_fragments(
     async def one(node_id: NodeId, node: Node, fragments: Sequence[FragmentId]) -> None:
         try:
             if node.blocking is not None:
-                await trio.to_thread.run_sync(node.blocking.delete, fragments, limiter=limiter)
+                await trio.to_thread.run_sync(
+                    node.blocking.delete, fragments, limiter=limiter, abandon_on_cancel=abandon
+                )
             else:
                 await node.delete(fragments)
         except NodeError as error:

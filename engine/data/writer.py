@@ -78,7 +78,9 @@ class StagedData:
             for node_id, fragments in chunk.fragments().items():
                 by_node.setdefault(node_id, []).extend(fragments)
         with trio.move_on_after(UNDO_S_MAX, shield=True):
-            await delete_fragments(self._context.pool, by_node, limiter=self._context.limiters.disk)
+            await delete_fragments(
+                self._context.pool, by_node, limiter=self._context.limiters.disk, abandon=True
+            )
 
 
 async def stage(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import random
+import threading
 
+import msgspec
 import pytest
 import trio
 import trio.testing
 
+from engine.data.reader import Segment
 from engine.errors import Corrupt, NoSpace, Unavailable
 from engine.meta.records import ChunkData
 from engine.node.contract import NodeDown
@@ -194,6 +197,41 @@ async def test_cleaning_up_after_nodes_that_hang_is_limited_in_time(
         before = trio.current_time()
         await staged.discard()
         assert trio.current_time() - before < 60
+
+
+async def test_cleaning_up_does_not_wait_for_a_drive_that_hangs(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with open_cluster() as cluster:
+        staged = await cluster.put(CONTENT)
+        hang = threading.Event()
+        cluster.nodes[2].memory.hang = hang
+        try:
+            await staged.discard()
+            assert cluster.nodes[2].memory.fragments
+        finally:
+            hang.set()
+
+
+async def test_a_record_that_cannot_be_is_corrupt() -> None:
+    async with open_cluster() as cluster:
+        staged = await cluster.put(CONTENT[:5_000])
+        [(chunk_id, record)] = staged.chunk_records(OWNER)
+        for wrong in (
+            msgspec.structs.replace(record, nodes=record.nodes[:5]),
+            msgspec.structs.replace(record, block_size=100),
+            msgspec.structs.replace(record, size=0),
+        ):
+            stream = cluster.store.stream([Segment(chunk_id, wrong, 0, 10)])
+            with pytest.raises(Corrupt):
+                await anext(stream)
+            await stream.aclose()
+            with pytest.raises(Corrupt):
+                await cluster.store.examine(chunk_id, wrong, deep=False)
+        stream = cluster.store.stream([Segment(chunk_id, record, 0, 5_001)])
+        with pytest.raises(Corrupt):
+            await anext(stream)
+        await stream.aclose()
 
 
 async def test_damage_is_reported_once_per_fragment_and_read() -> None:

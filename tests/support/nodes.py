@@ -43,6 +43,8 @@ class MemoryBlocking:
         self.writes_left: int | None = None
         """So many more writes work; then the node is down."""
         self.fail_commit = False
+        self.hang: threading.Event | None = None
+        """Deletes wait for it."""
         self.open_writers = 0
         self.reads = 0
         self._lock = threading.Lock()
@@ -80,6 +82,8 @@ class MemoryBlocking:
 
     def delete(self, fragments: Sequence[FragmentId]) -> None:
         self._check()
+        if self.hang is not None:
+            self.hang.wait()
         for fragment in fragments:
             self.fragments.pop(fragment, None)
 
