@@ -8,7 +8,7 @@ from typing import TypeVar
 import trio
 
 from engine.data.writer import StagedData
-from engine.errors import ConflictError, RequestError
+from engine.errors import ConflictError, RequestError, Unavailable
 from engine.ids import DataId, session_of
 from engine.meta import keyspace
 from engine.meta.kv import Transaction
@@ -18,6 +18,8 @@ from engine.store import Store
 from engine.types import Check
 
 T = TypeVar("T")
+
+COMMIT_S_MAX = 60.0
 
 
 async def claim(
@@ -53,16 +55,20 @@ async def commit(
 ) -> T:
     """Run the transaction that claims ``staged``; when it refuses, the bytes are discarded.
 
-    Shielded, so that its outcome is known: a commit takes milliseconds, and the metadata store
-    has time limits of its own. When the store itself fails, the outcome is unknown and the bytes
-    stay: if nobody owns them, the collector takes them once this session has ended.
+    Shielded, so that its outcome is known: a commit takes milliseconds. When the store itself
+    fails or hangs, the outcome is unknown and the bytes stay: if nobody owns them, the collector
+    takes them once this session has ended.
+
+    Raises: what ``body`` and the store raise; Unavailable after ``COMMIT_S_MAX``.
     """
-    with trio.CancelScope(shield=True):
+    with trio.move_on_after(COMMIT_S_MAX, shield=True) as patience:
         try:
             result = await store.db.run(body)
         except (RequestError, ConflictError):
             await staged.discard()
             raise
+    if patience.cancelled_caught:
+        raise Unavailable("the metadata store does not answer; whether it committed is not known")
     if staged.incomplete:
         store.wake_repair()
     return result
