@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engine.errors import NotModified, PreconditionFailed
+from engine.errors import IsDeleteMarker, NotModified, PreconditionFailed
 from engine.http.message import Response
 from engine.types import PUT_SIZE_MAX, Attributes, CopySource, ObjectInfo, Pairs
 from s3.attributes import parse_attributes
@@ -74,6 +74,12 @@ async def find_source(api: Api, request: S3Request) -> tuple[CopySource, ObjectI
         )
     except NotModified:
         raise PreconditionFailed("x-amz-copy-source-if-none-match") from None
+    except IsDeleteMarker:
+        raise s3_error(
+            "InvalidRequest",
+            "The source of a copy request may not specifically refer to a delete marker by "
+            "version id.",
+        ) from None
     if source.version_id is None and info.bucket.versioning:
         source = source._replace(version_id=info.record.version_id)
     return source, info

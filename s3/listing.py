@@ -6,7 +6,7 @@ The loops over keys are hot: one f-string per key, everything else is decided on
 from __future__ import annotations
 
 import re
-from base64 import urlsafe_b64decode, urlsafe_b64encode
+from base64 import b64decode, urlsafe_b64encode
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from urllib.parse import quote
@@ -82,7 +82,8 @@ def decode_token(token: str) -> str:
         if token[:1] != _TOKEN:
             raise ValueError
         raw = token[1:].encode("ascii")
-        return urlsafe_b64decode(raw + b"=" * (-len(raw) % 4)).decode()
+        padded = raw + b"=" * (-len(raw) % 4)
+        return b64decode(padded, altchars=b"-_", validate=True).decode()
     except ValueError:
         raise s3_error(
             "InvalidArgument",

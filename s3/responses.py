@@ -10,7 +10,7 @@ from engine.meta.records import Checksum, VersionRecord
 from engine.types import ObjectInfo
 from s3.errors import S3Error
 from s3.times import http_date
-from s3.xml import document, element
+from s3.xml import document, element, printable
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -131,10 +131,10 @@ def error_response(
         return Response(304, headers)
     if head:
         return Response(error.status, [XML_TYPE, *headers])
-    children = [element("Code", error.code), element("Message", error.message)]
-    children += [element(name, value) for name, value in error.extra.items()]
+    children = [element("Code", error.code), element("Message", printable(error.message))]
+    children += [element(name, printable(value)) for name, value in error.extra.items()]
     if "Resource" not in error.extra:
-        children.append(element("Resource", resource))
+        children.append(element("Resource", printable(resource)))
     children += [element("RequestId", request_id), element("HostId", host_id)]
     body = document("Error", children, namespace=False)
     return Response(error.status, [XML_TYPE, *headers], body)

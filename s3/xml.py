@@ -21,6 +21,7 @@ ELEMENTS_MAX = 150_000
 """A Complete with 10,000 parts has 30,000 elements, 80,000 if each part repeats its checksums."""
 
 _SPECIAL = re.compile('[&<>"\r\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]')
+_NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
 _NAMED = {"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;"}
 
 
@@ -33,6 +34,11 @@ def escape(text: str) -> str:
     if _SPECIAL.search(text) is None:
         return text
     return _SPECIAL.sub(_reference, text)
+
+
+def printable(text: str) -> str:
+    """Return ``text`` with U+FFFD for what XML 1.0 cannot carry, for what all must read."""
+    return _NOT_XML.sub("\ufffd", text)
 
 
 def needs_escape(text: str) -> bool:

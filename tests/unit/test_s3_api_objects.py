@@ -119,7 +119,7 @@ async def test_keys_with_odd_characters_are_themselves(s3: S3Server) -> None:
 async def test_wrong_keys(s3: S3Server) -> None:
     assert (await s3.request("PUT", "/bucket/" + "k" * 1025)).code == "KeyTooLongError"
     assert (await s3.request("GET", b"/bucket/%ff")).code == "InvalidURI"
-    assert (await s3.request("GET", b"/bucket/%4")).code == "InvalidURI"
+    assert (await s3.request("GET", b"/bucket/%4", signed=False)).code == "InvalidURI"
 
 
 async def test_absent_objects_and_buckets(s3: S3Server) -> None:
@@ -500,7 +500,7 @@ async def test_a_copy_may_name_a_version(s3: S3Server) -> None:
     assert latest.headers["x-amz-copy-source-version-id"] == restored.headers["x-amz-version-id"]
     marker = (await s3.request("DELETE", "/bucket/key")).headers["x-amz-version-id"]
     answer = await copy(s3, f"/bucket/key?versionId={marker}", "/bucket/t")
-    assert answer.code in ("InvalidArgument", "InvalidRequest")
+    assert answer.code == "InvalidRequest"
 
 
 async def test_object_attributes(s3: S3Server) -> None:

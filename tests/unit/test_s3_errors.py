@@ -94,7 +94,7 @@ def test_error_document_escapes_and_names_the_request() -> None:
     assert bytes(answer.body).decode() == (
         '<?xml version="1.0" encoding="UTF-8"?>\n'
         "<Error><Code>NoSuchKey</Code><Message>The specified key does not exist.</Message>"
-        "<Key>a&lt;&amp;&gt;&#x1;</Key><Resource>/b/a&lt;</Resource>"
+        "<Key>a&lt;&amp;&gt;\ufffd</Key><Resource>/b/a&lt;</Resource>"
         "<RequestId>RID</RequestId><HostId>HID</HostId></Error>"
     )
 
