@@ -138,25 +138,25 @@ async def test_waiting_for_a_lock_that_is_never_released_ends(tmp_path):
 
 
 async def test_lock_is_not_taken_past_one_who_waits(tmp_path):
-    """The turn: once somebody waits, ``acquire_nowait`` of the last holder fails."""
     path = tmp_path / "meta.db"
-    first, second = WriteLock(path), WriteLock(path)
+    lock = WriteLock(path)
+    with path.with_name("meta.db-turn").open("rb") as waiter:
+        fcntl.flock(waiter, fcntl.LOCK_EX)
+        assert not lock.acquire_nowait()
+    assert lock.acquire_nowait()
+    lock.close()
+
+
+async def test_waiting_thread_gets_the_lock_and_hands_on_the_turn(tmp_path):
+    path = tmp_path / "meta.db"
+    first, second, third = (WriteLock(path) for _ in range(3))
     assert first.acquire_nowait()
     assert not second.acquire_nowait()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(trio.to_thread.run_sync, second.acquire)
-        third = WriteLock(path)
-        # Until the thread has the turn, the turn can be had.
-        while True:
-            try:
-                fcntl.flock(third._turn, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                break
-            fcntl.flock(third._turn, fcntl.LOCK_UN)
-            await trio.lowlevel.checkpoint()
-        assert not third.acquire_nowait()
+        await trio.testing.wait_all_tasks_blocked()
         first.release()
-    assert not first.acquire_nowait()
+    assert not third.acquire_nowait()
     second.release()
     assert third.acquire_nowait()
     for lock in (first, second, third):
