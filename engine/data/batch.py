@@ -99,14 +99,12 @@ class Batch:
         end: int,
         view: memoryview,
         avoid: frozenset[int] = frozenset(),
-        exclude: frozenset[int] = frozenset(),
     ) -> None:
         """
         Args:
             start, end: range of bytes in the chunk, end exclusive, not empty.
             view: at least ``space_for(layout, start, end)`` bytes.
             avoid: fragments that failed lately: used only as a last resort.
-            exclude: fragments that are not used at all.
         """
         self.chunk_id = chunk_id
         self.failures: list[Failure] = []
@@ -117,7 +115,6 @@ class Batch:
         self._record = record
         self._layout = layout
         self._view = view
-        self._exclude = exclude
         self._extra: list[Buffer] = []
         self._data_blocks = layout.data_blocks
         self._base = first_block_at(layout, start)
@@ -134,7 +131,7 @@ class Batch:
                 number, layout.block_size_of(number), layout.blocks(number, start, end)
             )
             if doubtful:
-                stripe.skipped = doubtful - exclude
+                stripe.skipped = set(doubtful)
             self._unfinished.append(stripe)
 
     @property
@@ -282,18 +279,13 @@ class Batch:
         good, failed = stripe.good, stripe.failed
         out = stripe.skipped
         missing = [index for index in stripe.wanted if index not in good]
-        if self._data_blocks > 1 and not any(
-            index in failed or index in out or index in self._exclude for index in missing
-        ):
+        if self._data_blocks > 1 and not any(index in failed or index in out for index in missing):
             return missing
         need = self._data_blocks - len(good)
         candidates = [
             index
             for index in range(self._layout.width)
-            if index not in good
-            and index not in failed
-            and index not in out
-            and index not in self._exclude
+            if index not in good and index not in failed and index not in out
         ]
         if len(candidates) < need and out:
             candidates += [index for index in sorted(out) if index not in failed]

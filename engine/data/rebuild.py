@@ -1,10 +1,9 @@
 """Looking at a chunk's fragments, and writing lost ones again.
 
-Order of a rebuild: a node may still have the damaged fragment under the id that is to be written,
-and a tombstone written after a fragment was opened could outlive it. So the old fragment is
-deleted before the new one is opened. Before that, every stripe is read and decoded once without
-it: a rebuild never gives up a damaged fragment whose good blocks are still needed. A crash in
-between leaves the fragment missing, which the other fragments cover.
+A node may still have the damaged fragment under the id that is to be written. The new one is
+written beside it and takes its place when it is committed, so a crash or a failure on the way
+changes nothing, and the old one's good blocks serve as sources where all others are too few:
+whatever can be read can be rebuilt.
 """
 
 from __future__ import annotations
@@ -107,18 +106,6 @@ async def _stat_all(context: Context, chunk_id: ChunkId, record: ChunkRecord) ->
     return found
 
 
-async def _stat(context: Context, node: Node, chunk_id: ChunkId, index: int) -> int | None:
-    """Return the size of the fragment in bytes, or None."""
-    fragment = fragment_id(chunk_id, index)
-    if node.blocking is not None:
-        info = await trio.to_thread.run_sync(
-            node.blocking.stat, fragment, limiter=context.limiters.disk
-        )
-    else:
-        info = await node.stat(fragment)
-    return info.size if info is not None else None
-
-
 async def _count_bad(
     context: Context, node: Node, chunk_id: ChunkId, index: int, layout: Layout
 ) -> int:
@@ -172,13 +159,13 @@ async def rebuild(
     """Write the fragments again, from the others; they are durable when this returns.
 
     Args:
-        indexes: fragments to write; nothing is read from them.
+        indexes: fragments to write; blocks of theirs that verify are read as a last resort.
         targets: for each of them, the node that gets it. When that is another node than the
             record names, the caller commits the changed record afterwards.
     Raises:
-        Corrupt, Unavailable: the other fragments are not enough (nothing was changed), or a
-            target failed.
+        Corrupt, Unavailable: what is there is not enough, or a target failed.
         NoSpace: a target has no room.
+    After an error every fragment that was there before is still there.
     """
     if indexes:
         await _Rebuild(context, chunk_id, record, indexes, targets).run()
@@ -205,24 +192,13 @@ class _Rebuild:
     async def run(self) -> None:
         current: NodeId | None = None
         try:
-            replaced = []
-            for index in self._indexes:
-                current = self._targets[index].node_id
-                target = self._targets[index]
-                if await _stat(self._context, target, self._chunk_id, index) is not None:
-                    replaced.append(index)
-            if replaced:
-                await self._read_all(write=False)
-                for index in replaced:
-                    current = self._targets[index].node_id
-                    await self._targets[index].delete([fragment_id(self._chunk_id, index)])
             for index in self._indexes:
                 current = self._targets[index].node_id
                 self._writers[index] = await self._targets[index].open_writer(
                     fragment_id(self._chunk_id, index), self._layout.fragment_size
                 )
             current = None
-            await self._read_all(write=True)
+            await self._read_all()
             async with trio.open_nursery() as nursery:
                 for index in self._indexes:
                     nursery.start_soon(self._commit, index)
@@ -255,7 +231,7 @@ class _Rebuild:
             raise
         del self._writers[index]
 
-    async def _read_all(self, *, write: bool) -> None:
+    async def _read_all(self) -> None:
         """Read and decode every stripe; write what is to be written of each."""
         layout = self._layout
         count = max(1, BATCH_SIZE_MAX // layout.stripe_size)
@@ -268,8 +244,7 @@ class _Rebuild:
             for first in range(0, layout.stripe_count, step):
                 last = min(first + step, layout.stripe_count)
                 await self._read(buffer, first, last)
-                if write:
-                    await self._write(buffer, first, last)
+                await self._write(buffer, first, last)
         finally:
             buffer.release()
 
@@ -286,7 +261,7 @@ class _Rebuild:
             start=start,
             end=end,
             view=buffer.view,
-            exclude=frozenset(self._indexes),
+            avoid=frozenset(self._indexes),
         )
         try:
             await read_batch(self._context, batch)
@@ -294,7 +269,8 @@ class _Rebuild:
             for failure in batch.failures:
                 if failure.error is not None:
                     self._context.pool.failed(failure.node_id, failure.error)
-                self._context.on_damage(self._chunk_id, failure.index, failure.kind)
+                if failure.index not in self._indexes:
+                    self._context.on_damage(self._chunk_id, failure.index, failure.kind)
             batch.release()
         # Blocks of nothing but padding were not read.
         space = space_for(layout, start, end)

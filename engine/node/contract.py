@@ -71,6 +71,7 @@ class BlockingWriter(Protocol):
     def commit(self) -> None:
         """Make the fragment whole, durable and visible to every process; blocks for a sync.
 
+        It takes the place of a fragment that is there already under the same id.
         Commits that wait on one volume together are served by one fdatasync.
 
         Raises: NodeFull, NodeDown (the fragment is then absent or, at worst, an orphan).

@@ -323,14 +323,39 @@ async def test_a_rebuild_that_cannot_be_done_changes_nothing() -> None:
     async with open_cluster() as cluster:
         staged = await cluster.put(CONTENT[:5_000])
         [(chunk_id, record)] = staged.chunk_records(OWNER)
-        for index in (0, 1, 4):  # in different stripes: each has one bad block too many in one
+        for index in (0, 1, 4):
             cluster.fragment(chunk_id, record, index)[3 * 288] ^= 1
-        before = cluster.fragments
+        before = [dict(node.memory.fragments) for node in cluster.nodes]
         target = next(n for n in cluster.nodes if n.node_id == record.nodes[0])
         with pytest.raises(Corrupt):
             await cluster.store.rebuild(chunk_id, record, [0], {0: target})
-        assert cluster.fragments == before
+        assert [node.memory.fragments for node in cluster.nodes] == before
         assert cluster.open_writers == 0
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_whatever_can_be_read_can_be_rebuilt(at_once: bool) -> None:
+    """All fragments are damaged, each in another stripe, some in two."""
+    async with open_cluster() as cluster:
+        staged = await cluster.put(CONTENT[:10_000])
+        [(chunk_id, record)] = staged.chunk_records(OWNER)
+        before = [bytes(cluster.fragment(chunk_id, record, index)) for index in range(6)]
+        for index in range(6):
+            for stripe in {index, (index + 1) % 6}:
+                cluster.fragment(chunk_id, record, index)[stripe * 288] ^= 1
+        targets = {
+            index: node
+            for index, node_id in enumerate(record.nodes)
+            for node in cluster.nodes
+            if node.node_id == node_id
+        }
+        if at_once:
+            await cluster.store.rebuild(chunk_id, record, range(6), targets)
+        else:
+            for index in range(6):
+                await cluster.store.rebuild(chunk_id, record, [index], {index: targets[index]})
+        assert [cluster.fragment(chunk_id, record, index) for index in range(6)] == before
+        assert cluster.fragments == 6
 
 
 async def test_a_rebuild_onto_another_node() -> None:

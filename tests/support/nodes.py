@@ -128,7 +128,6 @@ class MemoryWriter:
         self._node._check()
         if self._node.fail_commit:
             raise NodeDown
-        assert self._fragment not in self._node.fragments, "the fragment is there already"
         self._node.fragments[self._fragment] = self._content
         self._close()
 
