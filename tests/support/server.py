@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 LODE = (sys.executable, "-m", "cli.main")
@@ -52,6 +53,21 @@ class Server:
             children += map(int, (task / "children").read_text().split())
         return children
 
+    @property
+    def troubles(self) -> list[dict[str, object]]:
+        """What was logged at a level that asks for somebody's attention, or with a traceback."""
+        quiet = ("debug", "info")
+        return [entry for entry in self.log if entry["level"] not in quiet or "exception" in entry]
+
+    def peak_memory(self) -> dict[int, int]:
+        """Return the most bytes that each worker has had in memory so far, by process id."""
+        peaks = {}
+        for worker in self.workers:
+            status = Path(f"/proc/{worker}/status").read_text()
+            line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
+            peaks[worker] = int(line.split()[1]) * 1024
+        return peaks
+
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Send the signal, wait, and return the exit status."""
         self.process.send_signal(number)
@@ -85,6 +101,23 @@ def serving(
         finally:
             if process.poll() is None:
                 process.kill()
+
+
+def drive_folders(folder: Path, count: int = 6) -> list[Path]:
+    return [folder / f"drive{number}" for number in range(1, count + 1)]
+
+
+@contextmanager
+def serving_coded(folder: Path, *arguments: str, workers: int = 2, **more: Any) -> Iterator[Server]:
+    """Run a server on six drives, 4+2, all below ``folder``: the store is ``folder/store``."""
+    drives = [str(drive) for drive in drive_folders(folder)]
+    with serving(
+        folder / "store",
+        *("--workers", str(workers), "--profile", "4+2", "--drives", *drives),
+        *arguments,
+        **more,
+    ) as server:
+        yield server
 
 
 def lode(
