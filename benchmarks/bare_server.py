@@ -20,11 +20,11 @@ RECEIVE = 256 * 1024
 class Exchange:
     """llhttp's callbacks of one connection: answers collect until the caller sends them."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, bodies: dict[int, bytes]) -> None:
         self.parser = httptools.HttpRequestParser(self)
         self.default_size = size
         self.answers: list[bytes] = []
-        self.bodies: dict[int, bytes] = {}
+        self.bodies = bodies
         self.received = 0
         self.url = b""
 
@@ -45,14 +45,14 @@ class Exchange:
             answer = self.bodies.get(size)
             if answer is None:
                 answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (size, bytes(size))
-                self.bodies = {size: answer}
+                self.bodies[size] = answer
             self.answers.append(answer)
         else:
             self.answers.append(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
 
 
-async def serve_connection(stream: trio.SocketStream, size: int) -> None:
-    exchange = Exchange(size)
+async def serve_connection(stream: trio.SocketStream, size: int, bodies: dict[int, bytes]) -> None:
+    exchange = Exchange(size, bodies)
     try:
         while data := await stream.receive_some(RECEIVE):
             exchange.parser.feed_data(data)
@@ -70,9 +70,11 @@ async def serve(port: int, size: int) -> None:
     await sock.bind(("127.0.0.1", port))
     sock.listen(1024)
     listener = trio.SocketListener(sock)
+    # Shared by all connections: a large body of one's own each would measure page faults.
+    bodies: dict[int, bytes] = {}
 
     async def handle(stream: trio.SocketStream) -> None:
-        await serve_connection(stream, size)
+        await serve_connection(stream, size, bodies)
 
     await trio.serve_listeners(handle, [listener])
 

@@ -1,0 +1,118 @@
+"""What the figures were measured on: the machine, the versions, and what the disk itself can do."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import time
+from pathlib import Path
+
+import msgspec
+
+from benchmarks.measure import MIB
+
+SMALL_WRITE = 4096
+SMALL_S = 1.0
+PACKAGES = ("apsw", "awscrt", "blake3", "httptools", "msgspec", "pyeclib", "trio")
+
+
+class Disk(msgspec.Struct, frozen=True):
+    """Of the folder that the benchmark uses."""
+
+    syncs_per_second: float
+    """Appends of 4 KiB, each with fdatasync, by one thread."""
+    write_mib_per_second: float
+    """1 MiB writes and one fdatasync at the end."""
+    wrote_mib: int
+
+
+class Machine(msgspec.Struct, frozen=True):
+    cpu: str
+    cores: int
+    memory_mib: int
+    kernel: str
+    python: str
+    filesystem: str
+    load_before: float
+    """1 minute load average before the run: above 0 means that others use the machine."""
+    commit: str
+    versions: dict[str, str]
+
+
+def measure_disk(folder: Path, *, wrote_mib: int = 1024) -> Disk:
+    """Measure what the disk gives without us; takes a few seconds and ``wrote_mib`` of room."""
+    path = folder / "disk-probe"
+    descriptor = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
+    try:
+        block = os.urandom(SMALL_WRITE)
+        times = []
+        ends_at = time.monotonic() + SMALL_S
+        while (started := time.monotonic()) < ends_at:
+            os.write(descriptor, block)
+            os.fdatasync(descriptor)
+            times.append(time.monotonic() - started)
+        block = os.urandom(MIB)
+        started = time.monotonic()
+        for _ in range(wrote_mib):
+            os.write(descriptor, block)
+        os.fdatasync(descriptor)
+        elapsed = time.monotonic() - started
+    finally:
+        os.close(descriptor)
+        path.unlink()
+    return Disk(1 / statistics.mean(times), wrote_mib / elapsed, wrote_mib)
+
+
+def _output(*command: str) -> str:
+    """Return what a command prints first, or an empty text when it cannot run."""
+    if shutil.which(command[0]) is None:
+        return ""
+    done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    return (done.stdout.strip() or done.stderr.strip()).split("\n", 1)[0]
+
+
+def _first_field(path: str, name: str) -> str:
+    for line in Path(path).read_text().splitlines():
+        if line.startswith(name):
+            return line.split(":", 1)[1].strip()
+    return ""
+
+
+def filesystem_of(folder: Path) -> str:
+    """Return the type of the file system, from the longest mount point that holds the folder."""
+    best, kind = "", ""
+    for line in Path("/proc/mounts").read_text().splitlines():
+        _, point, type_, *_ = line.split(" ")
+        if folder.is_relative_to(point) and len(point) >= len(best):
+            best, kind = point, type_
+    return kind
+
+
+def describe(folder: Path) -> Machine:
+    root = Path(__file__).resolve().parents[1]
+    commit = _output("git", "-C", str(root), "rev-parse", "HEAD")
+    if _output("git", "-C", str(root), "status", "--porcelain", "-uno"):
+        commit += " (changed)"
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    versions["nginx"] = _output("/usr/sbin/nginx", "-v").rpartition("/")[2]
+    versions["wrk"] = _output("wrk", "-v").partition(" [")[0].removeprefix("wrk ")
+    return Machine(
+        cpu=_first_field("/proc/cpuinfo", "model name"),
+        cores=len(os.sched_getaffinity(0)),
+        memory_mib=int(_first_field("/proc/meminfo", "MemTotal").split()[0]) // 1024,
+        kernel=platform.release(),
+        python=platform.python_version(),
+        filesystem=filesystem_of(folder.resolve()),
+        load_before=os.getloadavg()[0],
+        commit=commit,
+        versions=versions,
+    )
+
+
+def peak_memory_mib(pid: int) -> float:
+    """Return the most resident memory that a process has had (VmHWM)."""
+    return int(_first_field(f"/proc/{pid}/status", "VmHWM").split()[0]) / 1024

@@ -1,0 +1,124 @@
+"""The report: a table for people, a JSON file for comparing runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.machine import Disk, Machine
+from benchmarks.measure import Figure, Target
+
+
+class Report(msgspec.Struct, kw_only=True):
+    started: str
+    """UTC, ISO 8601."""
+    seconds: float = 0.0
+    quick: bool
+    rounds: int
+    workers: int
+    machine: Machine
+    disk: Disk
+    figures: list[Figure] = []
+
+
+class _Row(Figure, frozen=True, kw_only=True):
+    """A figure with what follows from it, for readers of the JSON."""
+
+    bare_ratio: float | None
+    of_nginx: float | None
+    target_reached: bool | None
+
+
+def _row(figure: Figure) -> _Row:
+    return _Row(
+        **msgspec.structs.asdict(figure),
+        bare_ratio=figure.ratio,
+        of_nginx=figure.nginx_ratio,
+        target_reached=figure.reached,
+    )
+
+
+def write_json(report: Report, folder: Path) -> Path:
+    """Write ``<started>.json`` into ``folder`` and return its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    document = msgspec.to_builtins(report)
+    document["figures"] = [msgspec.to_builtins(_row(figure)) for figure in report.figures]
+    path = folder / f"{report.started.replace(':', '').replace('-', '')}.json"
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(document), indent=1) + b"\n")
+    return path
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{value * 100:.3g} %"
+
+
+def _verdict(figure: Figure) -> str:
+    match figure.reached:
+        case None:
+            return ""
+        case True:
+            return "[green]reached[/green]"
+        case False:
+            return "[red]missed[/red]"
+
+
+def _target(target: Target | None) -> str:
+    return "" if target is None else target.text
+
+
+def one_line(figure: Figure) -> str:
+    """Return a figure as it is shown while the run goes on."""
+    text = f"{figure.name}, {figure.connections} conn.: {_number(figure.lode)} {figure.unit}"
+    if figure.ratio is not None:
+        text += f", {_percent(figure.ratio)} of bare"
+    return f"{text}  {_verdict(figure)}"
+
+
+def print_report(report: Report, console: Console) -> None:
+    machine, disk = report.machine, report.disk
+    console.print(
+        f"{machine.cpu}, {machine.cores} cores, {machine.filesystem}, load before "
+        f"{machine.load_before:.1f}; {report.workers} workers; commit {machine.commit[:12]}"
+    )
+    console.print(
+        f"disk alone: {disk.syncs_per_second:,.0f} synced 4 KiB writes/s, "
+        f"{disk.write_mib_per_second:,.0f} MiB/s written and synced "
+        f"(4+2: at most {disk.write_mib_per_second / 1.5:,.0f} MiB/s of objects)"
+    )
+    table = Table(title="Medians; ratios within the same run", title_justify="left")
+    for name in ("figure", "unit"):
+        table.add_column(name, no_wrap=True)
+    for name in ("conn.", "lode", "p50 ms", "p99 ms", "bare", "of bare", "nginx", "of nginx"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name in ("target", "", "note"):
+        table.add_column(name)
+    group = ""
+    for figure in report.figures:
+        if group and figure.group != group:
+            table.add_section()
+        group = figure.group
+        table.add_row(
+            figure.name,
+            figure.unit,
+            str(figure.connections),
+            _number(figure.lode),
+            _number(figure.p50_ms),
+            _number(figure.p99_ms),
+            _number(figure.bare),
+            _percent(figure.ratio),
+            _number(figure.nginx),
+            _percent(figure.nginx_ratio),
+            _target(figure.target),
+            _verdict(figure),
+            figure.note,
+        )
+    console.print(table)
