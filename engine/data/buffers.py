@@ -12,33 +12,7 @@ Concurrency: thread-safe; the pool has one lock, held for a few list operations.
 
 from __future__ import annotations
 
-import ctypes
 import threading
-
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -2, -3, -8  # malloc.h
-_MIB = 1 << 20
-
-
-def keep_freed_memory() -> bool:
-    """Tell glibc's malloc to keep freed memory for the next allocation; return whether it did.
-
-    The coder allocates and frees a few MiB for each batch, which malloc would map and unmap, for
-    three times the CPU time of the coding itself. To be called once, by the program that owns
-    the process, before threads start: it is a setting of the process, not of a store. It costs
-    up to 32 MiB of memory per arena that is not given back.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return False
-    settings = (
-        (_M_MMAP_THRESHOLD, 32 * _MIB),
-        (_M_TRIM_THRESHOLD, 32 * _MIB),
-        (_M_TOP_PAD, 4 * _MIB),
-        (_M_ARENA_MAX, 2),
-    )
-    accepted = [mallopt(name, value) for name, value in settings]
-    return all(accepted)
 
 
 class Budget:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import platform
 import random
-import subprocess
-import sys
 import zlib
 from pathlib import Path
 
@@ -122,17 +119,6 @@ def test_grants_shrink_as_the_budget_fills() -> None:
     assert sizes[-1] == 1
     assert sizes == sorted(sizes, reverse=True)
     assert pool.acquire_stripes(MIB, 4, first=True) is not None
-
-
-def test_malloc_can_be_told_to_keep_memory() -> None:
-    """In a process of its own, since the setting stays."""
-    program = "from engine.data.buffers import keep_freed_memory as keep; print(keep())"
-    result = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT
-    )
-    assert result.stdout.strip() in {"True", "False"}
-    if platform.libc_ver()[0] == "glibc":
-        assert result.stdout.strip() == "True"
 
 
 # Placement
