@@ -5,7 +5,7 @@ from __future__ import annotations
 from engine.errors import EngineError
 from engine.http.message import Response
 from engine.types import Deleted, DeleteItem
-from s3.body import read_document
+from s3.body import read_document, understand
 from s3.conditions import delete_item_conditions
 from s3.config import Api
 from s3.errors import S3Error, s3_error, translate
@@ -20,7 +20,7 @@ async def delete_objects(api: Api, request: S3Request) -> Response:
     raw = await read_document(
         request, limit=api.config.large_document_size_max, digest_required=True
     )
-    items, quiet = parse_delete(raw)
+    items, quiet = await understand(raw, parse_delete)
     refused: dict[int, S3Error] = {}
     for index, item in enumerate(items):
         try:

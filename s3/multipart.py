@@ -8,7 +8,7 @@ from engine.meta.records import Checksum
 from engine.types import PART_NUMBER_MAX, CompletePart, UploadInfo
 from s3.acl import owner_element
 from s3.attributes import parse_attributes, refuse_headers
-from s3.body import open_part, read_document
+from s3.body import open_part, read_document, understand
 from s3.checksums import SIZES, checksum_type, decode, header_name, parse_multipart
 from s3.conditions import write_conditions
 from s3.config import Api
@@ -223,7 +223,7 @@ async def complete_upload(api: Api, request: S3Request) -> Response:
     raw = await read_document(
         request, limit=api.config.large_document_size_max, describes_object=True
     )
-    parts = parse_complete(raw)
+    parts = await understand(raw, parse_complete)
     info = await api.engine.complete_upload(
         request.bucket,
         request.key,

@@ -624,3 +624,12 @@ def test_random_headers_and_queries_never_fail_inside(tmp_path: Path) -> None:
         trio.run(main, folder, requests)
 
     run()
+
+
+async def test_a_thousand_long_keys_are_deleted_at_once(s3: S3Server) -> None:
+    keys = [f"{number:04}" + "k" * 1020 for number in range(1000)]
+    await s3.put(f"/bucket/{keys[-1]}", b"x")
+    body = delete_document(*(f"<Key>{key}</Key>" for key in keys))
+    answer = await delete_many(s3, body)
+    assert answer.texts("Deleted/Key") == keys
+    assert (await s3.get(f"/bucket/{keys[-1]}")).status == 404
