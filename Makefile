@@ -13,6 +13,12 @@ SETUP_INPUTS := scripts/setup pyproject.toml requirements.lock
 
 CODE := cli engine s3 tests benchmarks
 
+# What ruff's async rules leave out. ASYNC9xx (a checkpoint on every path) would cost a trip through
+# the scheduler per call on the request path. Also left out: 109, kv.run takes an explicit deadline;
+# 124, seams are async where one side waits; 114 and 128, guesses about what nursery.start is given.
+# Not in a .flake8 file: flake8 takes codes of five letters on its command line only.
+ASYNC_RULES := --isolated --select=ASYNC1,ASYNC2 --extend-ignore=ASYNC109,ASYNC114,ASYNC124,ASYNC128
+
 .PHONY: help run setup setup-dev test check format bench soak lock clean
 
 help:  ## Show this list
@@ -22,7 +28,9 @@ run: $(RUN_STAMP)  ## Serve ./data on six drive folders, 4+2; prints `ready ...`
 	@exec $(BIN)/lode serve --data ./data --drives data/drive{1..6} --profile 4+2 $(ARGS)
 
 setup: $(RUN_STAMP)  ## Install what `make run` needs
+	@:
 setup-dev: $(DEV_STAMP)  ## Install what `make test` and `make check` need
+	@:
 
 $(RUN_STAMP): $(SETUP_INPUTS)
 	@VENV=$(VENV) scripts/setup run
@@ -36,7 +44,7 @@ test: $(DEV_STAMP)  ## Run the whole suite; ARGS go to pytest
 check: $(DEV_STAMP)  ## Format, lint, types and layering, without changing anything
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/ruff check $(CODE)
-	$(BIN)/flake8 --select ASYNC $(CODE)
+	$(BIN)/flake8 $(ASYNC_RULES) $(CODE)
 	$(BIN)/mypy
 	$(BIN)/pytest -q tests/unit/test_layering.py
 

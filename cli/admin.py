@@ -14,6 +14,7 @@ import trio
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Table
+from rich.text import Text
 
 from cli.arguments import format_bytes
 from engine import Engine, open_engine
@@ -22,6 +23,7 @@ from engine.errors import ConfigError
 from engine.types import DriveStatus, FsckReport, GcReport, StoreStatus
 
 STORE_FILE = "lode.json"
+PIPE_WIDTH = 200
 
 T = TypeVar("T")
 
@@ -32,8 +34,8 @@ def show_status(data: Path, *, as_json: bool) -> None:
     if as_json:
         _print_json(status)
         return
-    console = Console()
-    console.print(_status_summary(status))
+    console = _console()
+    console.print(_status_summary(status), highlight=False)
     console.print(_drive_table(status.drives))
 
 
@@ -66,7 +68,7 @@ def collect_garbage(data: Path, *, grace_s: float | None, as_json: bool) -> None
     if as_json:
         _print_json(report)
     else:
-        Console().print(_gc_table(report))
+        _console().print(_gc_table(report))
 
 
 class _Bars:
@@ -97,13 +99,19 @@ def _ask(data: Path, question: Callable[[Engine], Awaitable[T]]) -> T:
     return trio.run(main)
 
 
+def _console() -> Console:
+    """Return where tables go: a pipe gets whole lines, whatever the width of some terminal."""
+    console = Console()
+    return console if console.is_terminal else Console(width=PIPE_WIDTH)
+
+
 def _print_json(report: object) -> None:
     print(msgspec.json.format(msgspec.json.encode(report)).decode())
 
 
 def _status_summary(status: StoreStatus) -> Table:
     table = _pairs_table()
-    table.add_row("store", status.store_id)
+    table.add_row("store", Text(status.store_id))
     table.add_row("profile", status.profile)
     table.add_row("buckets", f"{status.buckets:,}")
     table.add_row("objects", f"{status.objects:,} of {format_bytes(status.bytes)}")
@@ -113,31 +121,25 @@ def _status_summary(status: StoreStatus) -> Table:
 
 
 def _drive_table(drives: list[DriveStatus]) -> Table:
+    """Return a table that fits into 80 columns; the ids of the drives are in the JSON."""
     table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("drive")
-    table.add_column("location", overflow="fold")
-    table.add_column("state")
+    table.add_column("drive", overflow="fold", min_width=6)
+    table.add_column("state", no_wrap=True)
     for heading in ("total", "free", "live", "dead", "fragments", "damaged", "repaired"):
-        table.add_column(heading, justify="right")
-    for drive in drives:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for drive in sorted(drives, key=lambda drive: drive.location):
         style = {"up": "green", "rebuilding": "yellow", "full": "yellow"}.get(drive.state, "red")
         table.add_row(
-            drive.node_id,
-            drive.location,
-            f"[{style}]{drive.state}[/{style}]",
-            format_bytes(drive.total),
-            format_bytes(drive.free),
-            format_bytes(drive.live),
-            format_bytes(drive.dead),
-            f"{drive.fragments:,}",
-            f"{drive.damaged:,}",
-            f"{drive.repaired:,}",
+            Text(drive.location),
+            Text(drive.state, style),
+            *map(format_bytes, (drive.total, drive.free, drive.live, drive.dead)),
+            *(f"{count:,}" for count in (drive.fragments, drive.damaged, drive.repaired)),
         )
     return table
 
 
 def _print_fsck(report: FsckReport) -> None:
-    console = Console()
+    console = _console()
     table = _pairs_table()
     for name, value in msgspec.structs.asdict(report).items():
         if name != "problems":

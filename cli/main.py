@@ -275,9 +275,7 @@ def run(arguments: Sequence[str]) -> int:
         return FAILED
     except (KeyboardInterrupt, typer.Abort):
         return 130
-    except SystemExit:
-        raise
-    except BaseException as caught:  # the last frame: everything becomes one line
+    except (Exception, BaseExceptionGroup) as caught:  # the last frame
         error = innermost(caught)
         if isinstance(error, KeyboardInterrupt):
             return 130

@@ -53,7 +53,7 @@ def main() -> NoReturn:
     status = 0
     try:
         trio.run(_serve, config, reports)
-    except BaseException as error:  # noqa: BLE001  the last frame: whatever it is, it is reported
+    except (Exception, BaseExceptionGroup) as error:  # noqa: BLE001  the last frame: whatever it is, it is reported
         status = _report_failure(error, reports)
     # Not sys.exit: a thread stuck in a dying drive must not keep the process from ending.
     sys.stderr.flush()
