@@ -197,4 +197,6 @@ def calls(*, ascii_metadata: bool = False) -> st.SearchStrategy[list[Call]]:
             [Call("create_bucket", BUCKETS[0]), Call("create_bucket", BUCKETS[1])],
         )
     )
-    return st.builds(lambda first, rest: first + rest, start, st.lists(any_call, min_size=1, max_size=40))
+    return st.builds(
+        lambda first, rest: first + rest, start, st.lists(any_call, min_size=1, max_size=40)
+    )
