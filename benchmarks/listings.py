@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import quote
 
+import msgspec
 import trio
 
 from benchmarks.measure import BenchmarkFailed, Figure, Sample, Target
@@ -127,13 +128,7 @@ def _target(bucket_name: str, **more: str) -> str:
 
 
 def _keys(pages: Sample) -> Sample:
-    return Sample(
-        requests=pages.requests * PAGE,
-        seconds=pages.seconds,
-        p50_ms=pages.p50_ms,
-        p99_ms=pages.p99_ms,
-        failed=pages.failed,
-    )
+    return msgspec.structs.replace(pages, requests=pages.requests * PAGE)
 
 
 def _measure_pages(
@@ -179,6 +174,8 @@ def _measure_pages(
             bare=statistics.median(rates["bare"]),
             p50_ms=statistics.median(run.p50_ms for run in samples["lode"]),
             p99_ms=statistics.median(run.p99_ms for run in samples["lode"]),
+            lode_cpu_us=statistics.median(run.cpu_us for run in samples["lode"]),
+            bare_cpu_us=statistics.median(run.cpu_us for run in samples["bare"]),
             target=Target("200,000 keys/s", value_min=LISTED_PER_S_MIN),
             rounds=rates,
             note=f"pages of {size} bytes",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -111,6 +112,27 @@ def describe(folder: Path) -> Machine:
         commit=commit,
         versions=versions,
     )
+
+
+def process_tree(pid: int) -> list[int]:
+    """Return the process and those that it started itself."""
+    children = ""
+    # A child belongs to the thread that started it, and trio starts processes from threads.
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            children += path.read_text()
+    return [pid, *map(int, children.split())]
+
+
+def cpu_seconds(pids: tuple[int, ...]) -> float:
+    """Return the CPU time that processes and their children have used so far."""
+    ticks = 0
+    for root in pids:
+        for pid in process_tree(root):
+            # The name in parentheses may itself have spaces (proc(5)).
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def peak_memory_mib(pid: int) -> float:

@@ -26,6 +26,8 @@ class Sample(msgspec.Struct, frozen=True):
     p99_ms: float = 0.0
     failed: int = 0
     """Answers with another status or length than expected, and broken connections."""
+    cpu_s: float = 0.0
+    """CPU time of the server's processes, user and system, resolution 10 ms per process."""
 
     @property
     def per_second(self) -> float:
@@ -34,6 +36,11 @@ class Sample(msgspec.Struct, frozen=True):
     @property
     def bytes_per_second(self) -> float:
         return self.bytes / self.seconds
+
+    @property
+    def cpu_us(self) -> float:
+        """Per request; unlike the rate it hardly depends on what else the machine does."""
+        return self.cpu_s * 1e6 / self.requests
 
 
 class Target(msgspec.Struct, frozen=True):
@@ -58,6 +65,9 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True):
     nginx: float | None = None
     p50_ms: float | None = None
     p99_ms: float | None = None
+    lode_cpu_us: float | None = None
+    """CPU time of all server processes per request (per key where keys are counted)."""
+    bare_cpu_us: float | None = None
     target: Target | None = None
     rounds: dict[str, list[float]] = {}
     """Every value that was measured, by server."""
@@ -120,6 +130,8 @@ def figure_of(
         nginx=medians.get("nginx"),
         p50_ms=statistics.median(run.p50_ms for run in samples["lode"]),
         p99_ms=statistics.median(run.p99_ms for run in samples["lode"]),
+        lode_cpu_us=statistics.median(run.cpu_us for run in samples["lode"]),
+        bare_cpu_us=statistics.median(run.cpu_us for run in samples["bare"]),
         target=target,
         rounds=rounds,
         note=note,

@@ -97,7 +97,9 @@ def print_report(report: Report, console: Console) -> None:
     table = Table(title="Medians; ratios within the same run", title_justify="left")
     for name in ("figure", "unit"):
         table.add_column(name, no_wrap=True)
-    for name in ("conn.", "lode", "p50 ms", "p99 ms", "bare", "of bare", "nginx", "of nginx"):
+    for name in ("conn.", "lode", "p50 ms", "p99 ms", "cpu us", "bare", "cpu us", "of bare"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name in ("nginx", "of nginx"):
         table.add_column(name, justify="right", no_wrap=True)
     for name in ("target", "", "note"):
         table.add_column(name)
@@ -113,7 +115,9 @@ def print_report(report: Report, console: Console) -> None:
             _number(figure.lode),
             _number(figure.p50_ms),
             _number(figure.p99_ms),
+            _number(figure.lode_cpu_us),
             _number(figure.bare),
+            _number(figure.bare_cpu_us),
             _percent(figure.ratio),
             _number(figure.nginx),
             _percent(figure.nginx_ratio),

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import msgspec
 
+from benchmarks.machine import process_tree
 from benchmarks.measure import BenchmarkFailed
 from benchmarks.signed import Endpoint
 from s3.auth.credentials import Credential
@@ -60,8 +61,7 @@ class Lode(msgspec.Struct, frozen=True):
 
     def processes(self) -> list[int]:
         """Return the supervisor's pid and its workers'."""
-        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text()
-        return [self.pid, *map(int, children.split())]
+        return process_tree(self.pid)
 
 
 class Systems(msgspec.Struct, frozen=True):
@@ -153,7 +153,7 @@ def run_lode(folder: Path, *, workers: int, port: int = 0) -> Iterator[Lode]:
         if address is None:
             raise BenchmarkFailed(f"lode did not start: {log.read_text()[-600:]}")
         bound = int(address.rsplit(":", 1)[1])
-        yield Lode(Endpoint(HOST, bound, credential), data, process.pid)
+        yield Lode(Endpoint(HOST, bound, credential, (process.pid,)), data, process.pid)
 
 
 @contextlib.contextmanager
@@ -168,7 +168,7 @@ def run_bare(*, workers: int) -> Iterator[Endpoint]:
                 )
             )
         _wait_until_accepting("the bare server", port, processes[-1])
-        yield Endpoint(HOST, port)
+        yield Endpoint(HOST, port, pids=tuple(process.pid for process in processes))
 
 
 @contextlib.contextmanager
@@ -188,7 +188,7 @@ def run_nginx(folder: Path, sizes: list[int], *, workers: int) -> Iterator[Endpo
         command += ["-e", str(prefix / "error.log"), "-g", "daemon off;"]
         processes.append(subprocess.Popen(command, stdout=errors, stderr=errors))
         _wait_until_accepting("nginx", port, processes[-1])
-        yield Endpoint(HOST, port)
+        yield Endpoint(HOST, port, pids=(processes[0].pid,))
 
 
 @contextlib.contextmanager

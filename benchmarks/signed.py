@@ -22,6 +22,8 @@ class Endpoint(msgspec.Struct, frozen=True):
     host: str
     port: int
     credential: Credential | None = None
+    pids: tuple[int, ...] = ()
+    """Processes that were started for it; their children count as well."""
 
     @property
     def authority(self) -> str:

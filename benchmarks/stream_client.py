@@ -18,6 +18,7 @@ from pathlib import Path
 
 import msgspec
 
+from benchmarks.machine import cpu_seconds
 from benchmarks.measure import BenchmarkFailed, Sample
 from benchmarks.signed import Endpoint
 
@@ -140,6 +141,7 @@ def run_stream(endpoint: Endpoint, heads: list[bytes], **load: float) -> Sample:
     """
     job = msgspec.convert({"host": endpoint.host, "port": endpoint.port, "heads": [], **load}, Job)
     job = msgspec.structs.replace(job, heads=heads)
+    cpu_before = cpu_seconds(endpoint.pids)
     try:
         done = subprocess.run(
             [sys.executable, "-m", "benchmarks.stream_client"],
@@ -153,7 +155,8 @@ def run_stream(endpoint: Endpoint, heads: list[bytes], **load: float) -> Sample:
         raise BenchmarkFailed("the streaming client did not end") from None
     if done.returncode:
         raise BenchmarkFailed(f"streaming client: {done.stderr.decode().strip()[-600:]}")
-    return msgspec.json.decode(done.stdout, type=Sample)
+    sample = msgspec.json.decode(done.stdout, type=Sample)
+    return msgspec.structs.replace(sample, cpu_s=cpu_seconds(endpoint.pids) - cpu_before)
 
 
 def main() -> None:

@@ -11,6 +11,9 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import msgspec
+
+from benchmarks.machine import cpu_seconds
 from benchmarks.measure import BenchmarkFailed, Sample
 from benchmarks.signed import Endpoint
 
@@ -129,6 +132,7 @@ def run_wrk(
     script = make_script(folder, heads, body, threads)
     command = [find_wrk(), f"-t{threads}", f"-c{connections}", f"-d{seconds}s"]
     command += ["--timeout", "20s", "-s", str(script), f"http://{endpoint.authority}/"]
+    cpu_before = cpu_seconds(endpoint.pids)
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=seconds + OVERTIME_S, check=False
@@ -138,6 +142,7 @@ def run_wrk(
     if done.returncode:
         raise BenchmarkFailed(f"wrk failed: {(done.stderr or done.stdout).strip()[-300:]}")
     sample = parse_result(done.stdout, payload_size=max(len(body), response_size))
+    sample = msgspec.structs.replace(sample, cpu_s=cpu_seconds(endpoint.pids) - cpu_before)
     received = json.loads(done.stdout.split("RESULT ", 1)[1].splitlines()[0])["bytes"]
     if received < sample.requests * response_size:
         raise BenchmarkFailed(
