@@ -320,7 +320,7 @@ class ChunkStream:
                 if ahead.ready is not None:
                     ahead.ready.buffer.release()
                     ahead.ready = None
-                await self._close_segments()
+                await self._close_segments()  # noqa: ASYNC102  shields itself, with a limit
 
     async def _await_ahead(self, ahead: _Ahead) -> _Ready | None:
         await ahead.done.wait()

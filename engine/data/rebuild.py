@@ -204,13 +204,13 @@ class _Rebuild:
                     nursery.start_soon(self._commit, index)
         except BaseException as caught:
             error = first_error(caught) if isinstance(caught, BaseExceptionGroup) else caught
-            await self._abort()
+            await self._abort()  # noqa: ASYNC102  shields itself, with a limit
             if isinstance(error, NodeError):
                 if current is not None:
                     self._context.pool.failed(current, error)
-                raise self._translated(error) from error
+                raise self._translated(error) from error  # noqa: ASYNC104
             if error is not caught:
-                raise error from None
+                raise error from None  # noqa: ASYNC104  unwrapped, not lost
             raise
 
     def _translated(self, error: NodeError) -> StorageError:

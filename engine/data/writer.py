@@ -156,9 +156,9 @@ async def _stage_copies(
         await chunk.write(buffer.view, size, digests)
         await chunk.commit()
     except BaseException as error:
-        await chunk.undo()
+        await chunk.undo()  # noqa: ASYNC102  shields itself, with a limit
         if isinstance(error, BaseExceptionGroup):
-            raise first_error(error) from None
+            raise first_error(error) from None  # noqa: ASYNC104  unwrapped, not lost
         raise
     return StagedData(
         context,

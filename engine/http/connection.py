@@ -313,7 +313,7 @@ class Connection:
                 return False
             await self._transport.send(self._encode_failure(keep))
         finally:
-            await self._close_stream(stream, iterator)
+            await self._close_stream(stream, iterator)  # noqa: ASYNC102  shields itself, with a limit
         return keep
 
     async def _send_stream(

@@ -52,7 +52,7 @@ async def open_embedded(
         nursery.start_soon(database.poll_forever)
         try:
             yield database
-        except BaseException as error:  # noqa: BLE001 - raised below, outside of the nursery's group
+        except BaseException as error:  # noqa: BLE001, ASYNC103  raised below, bare
             failure = error
         finally:
             await database.aclose()
