@@ -211,7 +211,7 @@ class Drive:
             with self._lock:
                 volume = self._active
                 if volume is None or not volume.usable():
-                    volume = self._activate()
+                    volume = self._activate(extent_size(size_max))
             extent = volume.reserve(kind, fragment, size_max)
             if extent is not None:
                 return volume, extent
@@ -293,14 +293,14 @@ class Drive:
 
     # The active volume; all under _lock
 
-    def _activate(self) -> Volume:
+    def _activate(self, size: int) -> Volume:
         if self._closed:
             raise NodeDown(f"{self.path} is closed")
         self._deactivate()
         if len(self._failed) >= FAILED_VOLUMES_MAX:
             raise NodeDown(f"{self.path}: {len(self._failed)} volumes failed")
         try:
-            self._active = self._adopt() or self._create()
+            self._active = self._adopt(size) or self._create()
         except OSError as error:
             if error.errno in FULL_ERRORS:
                 raise NodeFull(f"{self.path}: the drive is full") from error
@@ -314,10 +314,12 @@ class Drive:
                 self._failed.add(volume.number)
             volume.seal()
 
-    def _adopt(self) -> Volume | None:
-        """Go on with a volume that another process, or this one in an earlier life, left."""
+    def _adopt(self, size: int) -> Volume | None:
+        """Go on with a volume that another process, or this one in an earlier life, left, and
+        that has room for an extent of ``size`` bytes.
+        """
         for row in self.index.volumes().values():
-            if row.number in self._failed or not self._has_room(row):
+            if row.number in self._failed or not self._has_room(row, size):
                 continue
             try:
                 fd = self.disk.open(volume_path(self.path, row.number), os.O_RDWR)
@@ -329,7 +331,7 @@ class Drive:
                 if (
                     current is not None
                     and current.uuid == row.uuid
-                    and self._has_room(current)
+                    and self._has_room(current, size)
                     and state.links
                     and align(state.size) == align(current.indexed_to)
                 ):
@@ -337,8 +339,12 @@ class Drive:
             self.disk.close(fd)
         return None
 
-    def _has_room(self, row: VolumeRow) -> bool:
-        return row.state == OPEN and row.indexed_to < self._volume_size * 7 // 8
+    def _has_room(self, row: VolumeRow, size: int) -> bool:
+        end = align(row.indexed_to)
+        if row.state != OPEN or end >= self._volume_size * 7 // 8:
+            return False
+        # The same rule as in ``Volume.reserve``, or the two would disagree for ever.
+        return end + size <= self._volume_size or end == FILE_HEADER_SIZE
 
     def _create(self) -> Volume:
         highest = max(volume_numbers(self.disk, self.path), default=0)

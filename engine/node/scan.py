@@ -52,8 +52,8 @@ class VolumeReader:
     def __init__(self, disk: Disk, fd: int) -> None:
         self._disk = disk
         self._fd = fd
-        self._window = bytearray(_WINDOW)
         self.size = disk.fstat(fd).size
+        self._window = bytearray(min(_WINDOW, align(self.size + 1)))
 
     def bytes_at(self, offset: int, size: int) -> bytes:
         raw = bytearray(size)
@@ -66,7 +66,7 @@ class VolumeReader:
         """Return the payload's CRC64 of the needle at ``offset``, or None if it is cut short."""
         crc, done = 0, 0
         while done < size:
-            view = memoryview(self._window)[: min(_WINDOW, size - done)]
+            view = memoryview(self._window)[: min(len(self._window), size - done)]
             if read_all(self._disk, self._fd, [view], offset + NEEDLE_OVERHEAD + done) < len(view):
                 return None
             crc = crc64nvme(view, crc)
@@ -97,7 +97,7 @@ class VolumeReader:
         """Return the offset of the first header in [begin, end), which are aligned."""
         at = begin
         while at < end:
-            view = memoryview(self._window)[: min(_WINDOW, max(0, self.size - at))]
+            view = memoryview(self._window)[: min(len(self._window), max(0, self.size - at))]
             count = read_all(self._disk, self._fd, [view], at) if view else 0
             if count < HEADER_SIZE:
                 return None
@@ -108,7 +108,7 @@ class VolumeReader:
                     if parse_header(raw, at + position, uuid) is not None:
                         return at + position
                 position = self._window.find(NEEDLE_MAGIC, position + 1, count)
-            at += _WINDOW
+            at += len(self._window)
         return None
 
     def walk(self, begin: int, uuid: bytes) -> Iterator[Found | Gap]:

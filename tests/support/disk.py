@@ -469,3 +469,13 @@ class FaultDisk(RealDisk):
         self._call("statvfs", path)
         real = super().statvfs(path)
         return real if self.free is None else DiskSpace(real.total, self.free)
+
+
+class UnsyncedDisk(RealDisk):
+    """A real disk without syncs: for tests that never lose power."""
+
+    def fdatasync(self, fd: int) -> None:
+        pass
+
+    def fsync_dir(self, path: str) -> None:
+        pass
