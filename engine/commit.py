@@ -13,7 +13,7 @@ from engine.ids import DataId, session_of
 from engine.meta import keyspace
 from engine.meta.kv import Transaction
 from engine.meta.records import FORMAT, Checksum, ChunkOwner, InlineRow, RepairRecord, encode
-from engine.sessions import fence
+from engine.sessions import SessionExpired, fence
 from engine.store import Store
 from engine.types import Check
 
@@ -46,7 +46,7 @@ async def checked(staged: StagedData, check: Check) -> list[Checksum]:
     try:
         return check(staged.digests)
     except BaseException:
-        await staged.discard()
+        await staged.discard()  # noqa: ASYNC102  shields itself, with a limit
         raise
 
 
@@ -64,8 +64,8 @@ async def commit(
     with trio.move_on_after(COMMIT_S_MAX, shield=True) as patience:
         try:
             result = await store.db.run(body)
-        except (RequestError, ConflictError):
-            await staged.discard()
+        except (RequestError, ConflictError, SessionExpired):
+            await staged.discard()  # noqa: ASYNC120  shields itself
             raise
     if patience.cancelled_caught:
         raise Unavailable("the metadata store does not answer; whether it committed is not known")

@@ -23,7 +23,7 @@ import trio
 from engine.errors import StorageError, Unavailable
 from engine.ids import SESSION_ID_SIZE, ChunkId, Clock, Random, SessionId, session_of, timed_id
 from engine.meta import keyspace
-from engine.meta.kv import Database, ReadTransaction, Transaction
+from engine.meta.kv import Database, Transaction
 from engine.meta.records import FORMAT, SessionRecord, decode_session, encode
 
 RENEW_S_MAX = 5.0
@@ -54,20 +54,28 @@ class Sessions:
         self._session_id = SessionId(timed_id(self._clock, self._random, SESSION_ID_SIZE))
         self._started_ms = self._clock()
         self._chunks = 0
-        await self._write()
+        key, value = self._row()
+
+        async def body(tr: Transaction) -> None:
+            tr.set(key, value)
+
+        await self._db.run(body)
 
     async def renew(self) -> None:
         """Publish the horizon and push the expiry; a session that was declared dead is left
         behind for a new one."""
-        key = keyspace.session(self._session_id)
+        key, value = self._row()
 
-        async def still_alive(tr: ReadTransaction) -> bool:
+        async def body(tr: Transaction) -> bool:
+            # In one transaction: a session that is declared dead meanwhile must not come back,
+            # since what it wrote may be gone already.
             row = await tr.get(key)
-            return row is not None and not decode_session(row).dead
+            if row is None or decode_session(row).dead:
+                return False
+            tr.set(key, value)
+            return True
 
-        if await self._db.read(still_alive):
-            await self._write()
-        else:
+        if not await self._db.run(body):
             self._log.warning("session expired", session=self._session_id.hex())
             await self.start()
 
@@ -81,15 +89,23 @@ class Sessions:
                 self._log.error("session not renewed", error=str(error))
 
     async def finish(self) -> None:
-        """End the session: nothing is written or read under it any more."""
-        key = keyspace.session(self._session_id)
+        """End the session: nothing is written or read under it any more.
+
+        A session that wrote chunks leaves its row, marked dead, to the collector: a commit whose
+        outcome was unknown, or a node that did not answer, may have left fragments behind.
+        """
+        key, value = self._row(dead=True)
 
         async def body(tr: Transaction) -> None:
-            tr.clear(key)
+            if self._chunks:
+                tr.set(key, value)
+            else:
+                tr.clear(key)
 
         await self._db.run(body)
 
-    async def _write(self) -> None:
+    def _row(self, *, dead: bool = False) -> tuple[bytes, bytes]:
+        """Return the session's key and its row as of now."""
         now = self._clock()
         record = SessionRecord(
             format=FORMAT,
@@ -98,13 +114,9 @@ class Sessions:
             started_ms=self._started_ms,
             expires_ms=now + self._session_ms,
             read_horizon_ms=min(self._reads.values(), default=now),
+            dead=dead,
         )
-        key, value = keyspace.session(self._session_id), encode(record)
-
-        async def body(tr: Transaction) -> None:
-            tr.set(key, value)
-
-        await self._db.run(body)
+        return keyspace.session(self._session_id), encode(record)
 
     def next_chunk_id(self) -> ChunkId:
         self._chunks += 1
@@ -119,12 +131,20 @@ class Sessions:
     def read_ended(self, token: int) -> None:
         self._reads.pop(token, None)
 
+    def oldest_read_ms(self) -> int | None:
+        """Return when the oldest read of this process that is still running began."""
+        return min(self._reads.values(), default=None)
+
+
+class SessionExpired(Unavailable):
+    """The session under which bytes were staged was declared dead: they cannot be committed."""
+
 
 async def fence(tr: Transaction, chunk_id: ChunkId) -> None:
     """Refuse to commit a chunk whose session was declared dead: its fragments may be gone.
 
-    Raises: Unavailable.
+    Raises: SessionExpired.
     """
     row = await tr.get(keyspace.session(session_of(chunk_id)))
     if row is None or decode_session(row).dead:
-        raise Unavailable("this process did not renew its session in time; try again")
+        raise SessionExpired("this process did not renew its session in time; try again")

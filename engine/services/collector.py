@@ -1,7 +1,8 @@
 """Garbage collection: bytes that no version owns any more, and what dead sessions left behind.
 
 Garbage rows say what was deleted and when. A row is taken once it is older than the grace time
-*and* than the read horizon of every live session, so a running read never loses its bytes.
+*and*, by the time that a commit takes to be seen, than the read horizon of every live session, so
+a running read never loses its bytes.
 
 Sessions that expired are declared dead first, in a transaction: from then on nothing they wrote
 can be committed. Then every fragment whose chunk id begins with the session's id and whose chunk
@@ -36,6 +37,8 @@ from engine.services.scan import scan, scan_prefix
 from engine.store import Store
 from engine.types import GcReport
 
+VISIBLE_MS_MAX = 10_000
+"""A delete is dated inside its transaction; readers may find the version for so long after."""
 FEED_KEPT_MS = 3600 * 1000
 FEED_TRIM = 1000
 NODE_PAGE = 1000
@@ -64,20 +67,31 @@ async def collect(store: Store, *, grace_s: float | None = None) -> GcReport:
 
 
 async def _read_horizon(store: Store) -> int:
-    """Return the oldest moment at which a running read may have begun."""
+    """Return a moment: what was deleted before it, no other process reads any more."""
     now = store.clock()
     horizon = now
-    async for _, row in scan_prefix(store.db, keyspace.SESSION):
+    async for key, row in scan_prefix(store.db, keyspace.SESSION):
         record = decode_session(row)
-        if not record.dead and record.expires_ms > now:
-            horizon = min(horizon, record.read_horizon_ms)
+        if key[1:] != store.sessions.session_id and not record.dead and record.expires_ms > now:
+            horizon = min(horizon, record.read_horizon_ms - VISIBLE_MS_MAX)
     return horizon
+
+
+def _read_here(store: Store, deleted_ms: int) -> bool:
+    """Return whether a read of this process may have seen what was deleted then.
+
+    Asked after the garbage row was seen: a read that begins later does not see the version.
+    """
+    oldest = store.sessions.oldest_read_ms()
+    return oldest is not None and deleted_ms >= oldest - VISIBLE_MS_MAX
 
 
 async def _take_garbage(store: Store, counts: _Counts, grace_s: float) -> None:
     due = min(store.clock() - int(grace_s * 1000), await _read_horizon(store))
     end = keyspace.GARBAGE + max(due, 0).to_bytes(6, "big")
     async for key, row in scan(store.db, keyspace.GARBAGE, end):
+        if _read_here(store, int.from_bytes(key[1:7], "big")):
+            continue
         record = decode_garbage(row)
         try:
             match record.data:

@@ -73,6 +73,12 @@ async def run_leased(store: Store, name: str, work: Step, wait: Step) -> None:
 async def _keep(store: Store, name: str, holder: bytes, scope: trio.CancelScope) -> None:
     while True:
         await trio.sleep(LEASE_S / 3)
-        if not await acquire(store, name, holder):
+        try:
+            kept = await acquire(store, name, holder)
+        except StorageError as error:
+            # Without news of the lease somebody else may have it soon: the round ends here.
+            structlog.get_logger().error("lease not renewed", service=name, error=str(error))
+            kept = False
+        if not kept:
             scope.cancel()
             return

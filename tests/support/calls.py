@@ -32,8 +32,13 @@ KEYS = (
 PART_SIZE_MIN = 1000
 """What a part that is not the last must have; set it with ``part_size_min``."""
 
+_SCRIPT_MAX = 60
+_TARGETS_MAX = 4
+
+Target = tuple[str, str]
+"""Bucket and key."""
+
 _bucket = st.sampled_from((BUCKETS[0], BUCKETS[0], BUCKETS[0], BUCKETS[1]))
-_key = st.sampled_from(KEYS)
 _index = st.integers(0, 5)
 _data = st.builds(pattern, st.sampled_from(border_sizes()), st.integers(0, 3))
 _part = st.builds(
@@ -46,70 +51,15 @@ _numbers = st.sampled_from(((0,), (0,), (0,), (0,), (1,), (1, 2), (2, 1), (1, 1)
 _prefix = st.sampled_from(("", "", "a", "a/", "a/b", "/", "\x00", "é", "zz", "\U0010ffff"))
 _delimiter = st.sampled_from(("", "/", "/", "\x00", "b", "//"))
 _marker = st.one_of(
-    st.just(""), st.just(""), _key, st.sampled_from(("a/b/", "a/c", "0", "\uffff/"))
+    st.just(""), st.sampled_from(KEYS), st.sampled_from(("a/b/", "a/c", "0", "\uffff/"))
 )
 _limit = st.sampled_from((0, 1, 2, 3, 1000))
+_upload = st.builds(UploadOf, _index)
+_number = st.integers(1, 4)
 
 
-def _version(bucket: str, key: str) -> st.SearchStrategy[VersionOf | None]:
-    return st.one_of(st.none(), st.builds(VersionOf, st.just(bucket), st.just(key), _index))
-
-
-@st.composite
-def _copy(draw: st.DrawFn, metadata: st.SearchStrategy[Pairs]) -> Call:
-    source, target = (draw(_bucket), draw(_key)), (draw(_bucket), draw(_key))
-    if draw(st.booleans()):
-        target = source
-    chosen = draw(metadata)
-    version = draw(_version(*source))
-    # S3 refuses a copy onto itself that changes nothing.
-    keep = source != target and draw(st.booleans())
-    return Call("copy", *source, *target, version_id=version, metadata=None if keep else chosen)
-
-
-@st.composite
-def _on_version(draw: st.DrawFn, name: str) -> Call:
-    bucket, key = draw(_bucket), draw(_key)
-    version = draw(
-        st.one_of(st.none(), st.builds(VersionOf, st.just(bucket), st.just(key), _index))
-    )
-    match name:
-        case "set_tags":
-            return Call(name, bucket, key, draw(_tags), version_id=version)
-        case "get":
-            first = draw(st.sampled_from((0, 1, 100, 5000, 131_071)))
-            last = first + draw(st.sampled_from((0, 1, 16_384, 200_000)))
-            ranged = {"first": first, "last": last} if draw(st.booleans()) else {}
-            return Call(name, bucket, key, version_id=version, **ranged)
-        case _:
-            return Call(name, bucket, key, version_id=version)
-
-
-@st.composite
-def _conditional(draw: st.DrawFn) -> Call:
-    bucket, key = draw(_bucket), draw(_key)
-    etag = draw(st.sampled_from((EtagOf(bucket, key), "*", "1" * 32)))
-    kind = draw(st.integers(0, 4))
-    match kind:
-        case 0:
-            return Call("put", bucket, key, draw(_data), if_none_match=True)
-        case 1:
-            return Call("put", bucket, key, draw(_data), if_match=etag)
-        case 2:
-            return Call("get", bucket, key, if_match=etag)
-        case 3:
-            return Call("get", bucket, key, if_none_match=etag)
-        case _:
-            return Call("delete", bucket, key, if_match=etag)
-
-
-@st.composite
-def _many(draw: st.DrawFn) -> Call:
-    bucket = draw(_bucket)
-    items = []
-    for key in draw(st.lists(_key, min_size=1, max_size=4, unique=True)):
-        items.append((key, draw(_version(bucket, key))))
-    return Call("delete_many", bucket, tuple(items))
+def _call(name: str, *arguments: st.SearchStrategy[object]) -> st.SearchStrategy[Call]:
+    return st.builds(lambda *drawn: Call(name, *drawn), *arguments)
 
 
 def _listing(name: str, marker: str) -> st.SearchStrategy[Call]:
@@ -125,78 +75,128 @@ def _listing(name: str, marker: str) -> st.SearchStrategy[Call]:
     )
 
 
-def calls(*, ascii_metadata: bool = False) -> st.SearchStrategy[list[Call]]:
-    """Return lists of calls that begin with a bucket, which may have versioning."""
+_ELSEWHERE = (
+    _call("put_part", _upload, _number, _part),
+    _call("put_part", _upload, _number, _part),
+    _call("put_part", _upload, _number, _part),
+    st.builds(
+        lambda index, numbers: Call("complete", UploadOf(index), Parts(index, numbers)),
+        _index,
+        _numbers,
+    ),
+    _call("abort", _upload),
+    _call("list_parts", _upload),
+    _listing("list_objects", "after"),
+    _listing("list_versions", "key_marker"),
+    _listing("list_uploads", "key_marker"),
+    _call("set_versioning", _bucket, st.sampled_from(("Enabled", "Suspended"))),
+    _call("set_versioning", _bucket, st.sampled_from(("Enabled", "Suspended"))),
+    _call("create_bucket", _bucket),
+    _call("delete_bucket", _bucket),
+    st.just(Call("collect")),
+)
+"""Calls that name no key of the script."""
+
+
+def _version(target: Target) -> st.SearchStrategy[VersionOf | None]:
+    return st.one_of(st.none(), st.builds(VersionOf, *map(st.just, target), _index))
+
+
+@st.composite
+def _copy(
+    draw: st.DrawFn, source: Target, target: Target, metadata: st.SearchStrategy[Pairs]
+) -> Call:
+    # S3 refuses a copy onto itself that changes nothing.
+    keep = source != target and draw(st.booleans())
+    return Call(
+        "copy",
+        *source,
+        *target,
+        version_id=draw(_version(source)),
+        metadata=None if keep else draw(metadata),
+    )
+
+
+@st.composite
+def _get(draw: st.DrawFn, target: Target) -> Call:
+    ranged = {}
+    if draw(st.booleans()):
+        first = draw(st.sampled_from((0, 1, 100, 5000, 131_071)))
+        last = first + draw(st.sampled_from((0, 1, 16_384, 200_000)))
+        ranged = {"first": first, "last": last}
+    return Call("get", *target, version_id=draw(_version(target)), **ranged)
+
+
+@st.composite
+def _conditional(draw: st.DrawFn, target: Target) -> Call:
+    etag = draw(st.sampled_from((EtagOf(*target), "*", "1" * 32)))
+    kind = draw(st.integers(0, 4))
+    match kind:
+        case 0:
+            return Call("put", *target, draw(_data), if_none_match=True)
+        case 1:
+            return Call("put", *target, draw(_data), if_match=etag)
+        case 2:
+            return Call("get", *target, if_match=etag)
+        case 3:
+            return Call("get", *target, if_none_match=etag)
+        case _:
+            return Call("delete", *target, if_match=etag)
+
+
+@st.composite
+def _on(draw: st.DrawFn, targets: list[Target], metadata: st.SearchStrategy[Pairs]) -> Call:
+    """Draw a call on one of the targets, or any other."""
+    kind = draw(st.integers(0, 17))
+    if kind > 12:
+        return draw(st.one_of(_ELSEWHERE))
+    target = draw(st.sampled_from(targets))
+    match kind:
+        case 0 | 1 | 2:
+            return Call("put", *target, draw(_data), metadata=draw(metadata))
+        case 3 | 4 | 5:
+            return Call("delete", *target, version_id=draw(_version(target)))
+        case 6:
+            return draw(_get(target))
+        case 7:
+            return Call("head", *target, version_id=draw(_version(target)))
+        case 8:
+            return Call("set_tags", *target, draw(_tags), version_id=draw(_version(target)))
+        case 9:
+            return draw(_conditional(target))
+        case 10:
+            return draw(_copy(draw(st.sampled_from(targets)), target, metadata))
+        case 11:
+            return draw(
+                st.one_of(
+                    st.just(Call("create_upload", *target, metadata=draw(metadata))),
+                    st.builds(lambda u, n: Call("copy_part", *target, u, n), _upload, _number),
+                )
+            )
+        case _:
+            chosen = draw(st.lists(st.sampled_from(targets), min_size=1, unique=True))
+            items = [(key, draw(_version((target[0], key)))) for _, key in chosen]
+            return Call("delete_many", target[0], tuple(items))
+
+
+_STARTS = (
+    [Call("create_bucket", BUCKETS[0])],
+    [Call("create_bucket", BUCKETS[0]), Call("set_versioning", BUCKETS[0], "Enabled")],
+    [Call("create_bucket", BUCKETS[0]), Call("create_bucket", BUCKETS[1])],
+)
+
+
+@st.composite
+def calls(draw: st.DrawFn, *, ascii_metadata: bool = False) -> list[Call]:
+    """Return calls that begin with a bucket, which may have versioning, on one to four keys."""
     metadata = _ascii_metadata if ascii_metadata else _metadata
-
-    def call(name: str, *arguments: st.SearchStrategy[object]) -> st.SearchStrategy[Call]:
-        return st.builds(lambda *drawn: Call(name, *drawn), *arguments)
-
-    put = st.builds(
-        lambda bucket, key, data, chosen: Call("put", bucket, key, data, metadata=chosen),
-        _bucket,
-        _key,
-        _data,
-        metadata,
-    )
-    upload = st.builds(
-        lambda bucket, key, chosen: Call("create_upload", bucket, key, metadata=chosen),
-        _bucket,
-        _key,
-        metadata,
-    )
-    one_upload = st.builds(UploadOf, _index)
-    versioning = call("set_versioning", _bucket, st.sampled_from(("Enabled", "Suspended")))
-    number = st.integers(1, 4)
-    any_call = st.one_of(
-        put,
-        put,
-        put,
-        _on_version("delete"),
-        _on_version("delete"),
-        _on_version("get"),
-        _on_version("head"),
-        _on_version("set_tags"),
-        _conditional(),
-        _conditional(),
-        _copy(metadata),
-        _many(),
-        versioning,
-        upload,
-        upload,
-        call("put_part", one_upload, number, _part),
-        call("put_part", one_upload, number, _part),
-        st.builds(
-            lambda bucket, key, chosen, n: Call("copy_part", bucket, key, chosen, n),
-            _bucket,
-            _key,
-            one_upload,
-            number,
-        ),
-        st.builds(
-            lambda index, numbers: Call("complete", UploadOf(index), Parts(index, numbers)),
-            _index,
-            _numbers,
-        ),
-        call("abort", one_upload),
-        call("list_parts", one_upload),
-        _listing("list_objects", "after"),
-        _listing("list_versions", "key_marker"),
-        _listing("list_uploads", "key_marker"),
-        call("create_bucket", _bucket),
-        call("delete_bucket", _bucket),
-        st.just(Call("collect")),
-    )
-    start = st.sampled_from(
-        (
-            [Call("create_bucket", BUCKETS[0])],
-            [
-                Call("create_bucket", BUCKETS[0]),
-                Call("set_versioning", BUCKETS[0], "Enabled"),
-            ],
-            [Call("create_bucket", BUCKETS[0]), Call("create_bucket", BUCKETS[1])],
+    targets = draw(
+        st.lists(
+            st.tuples(_bucket, st.sampled_from(KEYS)),
+            min_size=1,
+            max_size=_TARGETS_MAX,
+            unique=True,
         )
     )
-    return st.builds(
-        lambda first, rest: first + rest, start, st.lists(any_call, min_size=1, max_size=40)
-    )
+    start = draw(st.sampled_from(_STARTS))
+    return start + draw(st.lists(_on(targets, metadata), min_size=1, max_size=_SCRIPT_MAX))
