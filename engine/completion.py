@@ -19,6 +19,7 @@ from engine.errors import (
     BadDigest,
     BadPart,
     ConditionConflict,
+    EntityTooLarge,
     EntityTooSmall,
     InvalidArgument,
     InvalidPartOrder,
@@ -42,6 +43,7 @@ from engine.multipart import find_upload, part_page
 from engine.objects import DEFAULT_CHECKSUM, checksum_shown
 from engine.store import Store, get_bucket, key_bytes
 from engine.types import (
+    OBJECT_SIZE_MAX,
     PART_SIZE_MIN,
     CompletePart,
     Conditions,
@@ -98,6 +100,8 @@ class Completion:
         conditions: Conditions,
     ) -> ObjectInfo:
         raw_key = key_bytes(key)
+        if not parts:
+            raise InvalidArgument("Part", "an upload is completed with at least one part")
         for before, part in pairwise(parts):
             if part.number <= before.number:
                 raise InvalidPartOrder
@@ -194,6 +198,8 @@ class Completion:
         store = self._store
         raw_key = key_bytes(key)
         total = sum(part.size for part in chosen)
+        if total > OBJECT_SIZE_MAX:
+            raise EntityTooLarge(total, OBJECT_SIZE_MAX)
         if size is not None and size != total:
             raise InvalidArgument("x-amz-mp-object-size", f"the parts have {total} bytes")
         etag = object_etag(chosen)
