@@ -7,27 +7,20 @@ import re
 import statistics
 import time
 from functools import partial
-from pathlib import Path
 from urllib.parse import quote
 
 import msgspec
-import trio
 
 from benchmarks.measure import BenchmarkFailed, Figure, Sample, Target
+from benchmarks.rows import write_rows
 from benchmarks.servers import Systems
 from benchmarks.signed import Endpoint, request_head
 from benchmarks.transfers import Plan, Show, create_bucket, in_turn
 from benchmarks.wrk import run_wrk
-from engine.ids import DataId
-from engine.meta import keyspace
-from engine.meta.embedded import open_embedded
-from engine.meta.kv import ReadTransaction, Transaction
-from engine.meta.records import FORMAT, Checksum, InlineData, VersionRecord, decode_bucket, encode
 
 PAGE = 1000
 PREFIXES = 1000
 FEW = 10_000
-BATCH = 10_000
 DELIMITED_REPEATS = 25
 LISTED_PER_S_MIN = 200_000
 RATIO_MAX = 3.0
@@ -41,47 +34,11 @@ def key_of(number: int, count: int) -> str:
     return f"folder-{number // per_prefix:06d}/data-{number % per_prefix:08d}.bin"
 
 
-async def _fill(store: Path, bucket_name: str, count: int, now_ms: int) -> None:
-    record = encode(
-        VersionRecord(
-            format=FORMAT,
-            sequence=1,
-            size=16,
-            modified_ms=now_ms,
-            etag="0123456789abcdef0123456789abcdef",
-            version_id="null",
-            delete_marker=False,
-            storage_class="STANDARD",
-            checksum_shown="CRC64NVME FULL_OBJECT",
-            data_id=DataId(bytes(16)),
-            data=InlineData(data=bytes(16)),
-            headers=[("content-type", "application/octet-stream")],
-            checksums=[Checksum(algorithm="CRC64NVME", value=bytes(8))],
-        )
-    )
-    async with open_embedded(store / "meta" / "store.sqlite") as db:
-
-        async def find(tr: ReadTransaction) -> bytes | None:
-            return await tr.get(keyspace.bucket(bucket_name))
-
-        row = await db.read(find)
-        if row is None:
-            raise BenchmarkFailed(f"bucket {bucket_name} is not there")
-        bucket_id = decode_bucket(row).bucket_id
-        for first in range(0, count, BATCH):
-
-            async def write(tr: Transaction, first: int = first) -> None:
-                for number in range(first, min(count, first + BATCH)):
-                    tr.set(keyspace.object_(bucket_id, key_of(number, count).encode()), record)
-
-            await db.run(write)
-
-
 def fill_bucket(systems: Systems, bucket_name: str, count: int) -> None:
     """Make a bucket of ``count`` keys, all of them with records as a PUT writes them."""
     create_bucket(systems, bucket_name)
-    now_ms = time.time_ns() // 1_000_000
-    trio.run(_fill, systems.lode.data, bucket_name, count, now_ms)
+    keys = (key_of(number, count) for number in range(count))
+    write_rows(systems.lode.data, bucket_name, keys, b"listed, not read")
 
 
 class Lister:
