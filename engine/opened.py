@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator
 from types import TracebackType
+from typing import TypeVar
 
 from engine.data.reader import ChunkStream, Segment
 from engine.data.store import DataStore
@@ -25,6 +26,8 @@ from engine.meta.records import (
 )
 from engine.store import Store
 from engine.types import ObjectInfo
+
+T = TypeVar("T")
 
 
 class BufferStream:
@@ -168,17 +171,16 @@ async def _chunk_record(store: Store, chunk_id: ChunkId) -> ChunkRecord:
     return decode_chunk(row)
 
 
-async def _chunk_segments(
-    store: Store, chunks: Sequence[tuple[ChunkId, int]], start: int, end: int
-) -> AsyncGenerator[Segment, None]:
+def _between(pieces: Iterable[tuple[T, int]], start: int, end: int) -> Iterator[tuple[T, int, int]]:
+    """Yield (piece, first, end) for the pieces of given sizes that hold bytes ``start`` to
+    ``end`` of them all; positions are those within the piece."""
     offset = 0
-    for chunk_id, size in chunks:
+    for piece, size in pieces:
         if offset >= end:
             return
-        if offset + size > start:
-            record = await _chunk_record(store, chunk_id)
-            first, last = max(start - offset, 0), min(end - offset, size)
-            yield Segment(chunk_id, record, first, last)
+        first, last = max(start - offset, 0), min(end - offset, size)
+        if first < last:
+            yield piece, first, last
         offset += size
 
 
@@ -189,10 +191,10 @@ async def _pieces(
     looked up as they are needed."""
     match record.data:
         case ChunkData(chunks=chunks):
-            async for segment in _chunk_segments(store, chunks, start, end):
-                yield segment
+            for chunk_id, first, last in _between(chunks, start, end):
+                yield Segment(chunk_id, await _chunk_record(store, chunk_id), first, last)
         case PartData(upload_id=upload_id):
-            async for number, first, last in _parts_between(store, record, start, end):
+            for number, begin, stop in _between(await read_manifest(store, record), start, end):
 
                 async def read_part(
                     tr: ReadTransaction, key: bytes = keyspace.part(upload_id, number)
@@ -211,29 +213,17 @@ async def _pieces(
                 part = decode_part(row)
                 match part.data:
                     case ChunkData(chunks=chunks):
-                        async for segment in _chunk_segments(store, chunks, first, last):
-                            yield segment
+                        for chunk_id, first, last in _between(chunks, begin, stop):
+                            chunk = await _chunk_record(store, chunk_id)
+                            yield Segment(chunk_id, chunk, first, last)
                     case InlineData(data=data):
-                        yield data[first:last]
+                        yield data[begin:stop]
                     case _:
                         if inline is None:
                             raise Corrupt(f"part {number} of upload {upload_id.hex()} has no bytes")
-                        yield inline[first:last]
+                        yield inline[begin:stop]
         case _:
             raise AssertionError("inline objects are not read by segments")
-
-
-async def _parts_between(
-    store: Store, record: VersionRecord, start: int, end: int
-) -> AsyncIterator[tuple[int, int, int]]:
-    """Yield (part number, first, end) for the parts that hold bytes ``start`` to ``end``."""
-    offset = 0
-    for number, size in await read_manifest(store, record):
-        if offset >= end:
-            return
-        if offset + size > start:
-            yield number, max(start - offset, 0), min(end - offset, size)
-        offset += size
 
 
 async def read_manifest(store: Store, record: VersionRecord) -> list[tuple[int, int]]:
