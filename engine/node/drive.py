@@ -472,6 +472,8 @@ def _recovered(path: str, disk: Disk, vfs: str, *, alone: bool) -> tuple[Index, 
         if os.path.exists(index_path):
             index = Index(index_path, vfs=vfs)
             return index, Recovery(disk, path, index, rebuild=False).run()
+        if not alone:
+            raise IndexDamaged(f"{index_path} is gone")
     except IndexDamaged as error:
         if not alone:
             raise DriveBusy(path, f"needs repair, but another process uses it: {error}") from error

@@ -54,7 +54,7 @@ class Scenario:
 
     def interleave(self, *numbers: int) -> None:
         """Several writers at once; the commits come in another order, one aborts."""
-        writers = {n: self.drive.open_writer(fragment(n), 10_000) for n in numbers}
+        writers = {n: self.drive.open_writer(fragment(n), 3_000) for n in numbers}
         for half in (0, 1):
             for number, writer in writers.items():
                 data = payload(number)
@@ -71,13 +71,13 @@ class Scenario:
         for number in range(6):
             self.put(number)
         self.put(6, size_max=10_000)
-        self.interleave(10, 11, 12)
+        self.interleave(16, 10, 13)
         self.delete(1, 4)
         self.put(20)
         self.put(4)
         compact(self.drive, dead_ratio=0.2)
         self.put(21, size_max=5_000)
-        self.delete(0, 10, 20)
+        self.delete(0, 16, 20)
         self.put(2)
         compact(self.drive, dead_ratio=0.1)
         self.put(22)

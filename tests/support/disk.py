@@ -190,14 +190,24 @@ class OperationLog:
     def _surviving_writes(
         self, done: Sequence[Operation], chance: random.Random, *, keep: bool
     ) -> Iterator[tuple[int, Operation]]:
-        """Yield (-1, operation) of what survives whole, (1, operation) of what may be torn."""
+        """Yield (-1, operation) of what survives whole, (1, operation) of what may be torn.
+
+        Half of the files lose their unsynced writes at random; the others lose all that came
+        after some moment: else a journal would hardly ever survive beyond its first records.
+        """
         synced = {op.file: index for index, op in enumerate(done) if isinstance(op, Sync)}
+        cut: dict[int, int | None] = {}
         for index, operation in enumerate(done):
             if not isinstance(operation, (Write, Truncate, Punch)):
                 continue
-            if keep or index < synced.get(operation.file, -1):
+            file = operation.file
+            if file not in cut:
+                since = synced.get(file, 0)
+                cut[file] = chance.randint(since, len(done)) if chance.random() < 0.5 else None
+            moment = cut[file]
+            if keep or index < synced.get(file, -1) or (moment is not None and index < moment):
                 yield -1, operation
-            else:
+            elif moment is None:
                 fate = chance.random()
                 if fate < 0.35:
                     yield -1, operation
