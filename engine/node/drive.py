@@ -106,6 +106,7 @@ class Drive:
         self._volume_size = volume_size
         self._reserve = reserve
         self._active: Volume | None = None
+        self._sealed: list[Volume] = []
         self._failed: set[int] = set()
         self._uuids: dict[int, bytes] = {}
         self._lock = threading.Lock()
@@ -313,6 +314,7 @@ class Drive:
             if volume.failed:
                 self._failed.add(volume.number)
             volume.seal()
+            self._sealed = [each for each in (*self._sealed, volume) if not each.closed]
 
     def _adopt(self, size: int) -> Volume | None:
         """Go on with a volume that another process, or this one in an earlier life, left, and
@@ -411,6 +413,8 @@ class Drive:
                 return
             self._closed = True
             self._deactivate()
+            for volume in self._sealed:
+                volume.close()
         self.files.close()
         self.index.close()
         self.disk.close(self._use_fd)

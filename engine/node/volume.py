@@ -34,7 +34,6 @@ from engine.node.needle import (
     NO_SOURCE,
     Commit,
     Source,
-    align,
     extent_size,
     pack_commit,
     pack_header,
@@ -303,6 +302,17 @@ class Volume:
             self._sealed = True
         self._close_if_idle()
 
+    def close(self) -> None:
+        """Close the file although writers are left: they are lost, and find the volume failed."""
+        with self._lock:
+            self._sealed = self.failed = True
+            self._outstanding.clear()
+        self._close_if_idle()
+
+    @property
+    def closed(self) -> bool:
+        return self.fd < 0
+
     def pin(self) -> None:
         """Keep the file open, and its flock, until ``unpin``."""
         with self._lock:
@@ -324,10 +334,6 @@ class Volume:
 
     def usable(self) -> bool:
         return not (self._sealed or self.failed)
-
-    @property
-    def end(self) -> int:
-        return align(self._end)
 
     def _raise(self, error: OSError) -> NoReturn:
         if error.errno in FULL_ERRORS:

@@ -91,7 +91,7 @@ def folder() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def recorded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OperationLog]:
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> OperationLog:
     root = tmp_path_factory.mktemp("recorded")
     drive = new_drive(root / "drive", volume_size=VOLUME_SIZE)
     drive.close()
@@ -103,7 +103,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OperationLog]
     Scenario(drive, log).run()
     drive.close()
     vfs.unregister()
-    yield log
+    return log
 
 
 def check(drive: Drive, marks: list[object]) -> None:
