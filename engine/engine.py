@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from engine.buckets import Buckets
+from engine.changes import Changes
 from engine.completion import Completion
 from engine.errors import EngineError
 from engine.ids import UploadId
@@ -18,6 +19,7 @@ from engine.meta.records import Checksum
 from engine.multipart import Uploads
 from engine.objects import Objects
 from engine.opened import OpenedObject
+from engine.rename import Renames
 from engine.services.collector import collect
 from engine.services.fsck import check_store
 from engine.services.status import store_status
@@ -56,6 +58,8 @@ class Engine:
         self._objects = Objects(store)
         self._uploads = Uploads(store, self._objects)
         self._completion = Completion(store)
+        self._renames = Renames(store)
+        self.changes = Changes(store)
         self._listings = Listings(store)
 
     # Buckets
@@ -201,6 +205,24 @@ class Engine:
             storage_class=storage_class,
             checksum_algorithm=checksum_algorithm,
             conditions=conditions,
+        )
+
+    async def rename(
+        self,
+        bucket: str,
+        key: str,
+        new_key: str,
+        *,
+        conditions: Conditions = NO_CONDITIONS,
+        new_conditions: Conditions = NO_CONDITIONS,
+    ) -> ObjectInfo:
+        """Move the current version to another key of the bucket; one transaction, no copying.
+
+        ``conditions`` are about the source, ``new_conditions`` about the target.
+        Raises: NoSuchBucket, NoSuchKey, InvalidName, PreconditionFailed.
+        """
+        return await self._renames.rename(
+            bucket, key, new_key, conditions=conditions, new_conditions=new_conditions
         )
 
     async def set_tags(

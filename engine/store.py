@@ -86,7 +86,9 @@ class Store:
             kind=kind,
             version_id=version_id,
         )
-        tr.set_versionstamped_key(keyspace.FEED, b"", encode(record))
+        # The key is part of the row's: all changes of one transaction share its stamp.
+        tr.set_versionstamped_key(keyspace.FEED, key, encode(record))
+        tr.add(keyspace.FEED_HEAD, 1)
 
 
 @lru_cache(maxsize=1024)

@@ -10,8 +10,6 @@ object versions".
 
 from __future__ import annotations
 
-import msgspec
-
 from engine.errors import InvalidArgument
 from engine.ids import DataId
 from engine.meta import keyspace
@@ -177,7 +175,16 @@ async def delete_current(
             store.feed(tr, bucket.bucket_id, raw_key, "delete", current.version_id)
         return Deleted(key, None, False)
     sequence = await next_sequence(tr, bucket, raw_key, current)
-    marker = VersionRecord(
+    marker = _new_marker(store, bucket, sequence)
+    await _step_back(store, tr, bucket, raw_key, current)
+    tr.clear(keyspace.object_(bucket.bucket_id, raw_key))
+    _put_behind(tr, bucket, raw_key, marker)
+    store.feed(tr, bucket.bucket_id, raw_key, "marker", marker.version_id)
+    return Deleted(key, marker.version_id, True)
+
+
+def _new_marker(store: Store, bucket: BucketInfo, sequence: int) -> VersionRecord:
+    return VersionRecord(
         format=FORMAT,
         sequence=sequence,
         size=0,
@@ -190,11 +197,24 @@ async def delete_current(
         data_id=DataId(b""),
         data=InlineData(data=b""),
     )
-    await _step_back(store, tr, bucket, raw_key, current)
+
+
+async def take_current(
+    store: Store, tr: Transaction, bucket: BucketInfo, raw_key: bytes, record: VersionRecord
+) -> None:
+    """Take the current version away, for another key to have its bytes; a marker hides what is
+    behind it."""
+    store.add_usage(tr, bucket.bucket_id, -record.size, -1)
     tr.clear(keyspace.object_(bucket.bucket_id, raw_key))
-    _put_behind(tr, bucket, raw_key, marker)
-    store.feed(tr, bucket.bucket_id, raw_key, "marker", marker.version_id)
-    return Deleted(key, marker.version_id, True)
+    kind, version_id = "delete", record.version_id
+    behind = await newest_behind(tr, bucket, raw_key)
+    if behind is not None and not behind.delete_marker:
+        marker = _new_marker(store, bucket, record.sequence)
+        if marker.version_id == NULL:
+            await _remove_null_behind(store, tr, bucket, raw_key)
+        _put_behind(tr, bucket, raw_key, marker)
+        kind, version_id = "marker", marker.version_id
+    store.feed(tr, bucket.bucket_id, raw_key, kind, version_id)
 
 
 async def delete_version(
@@ -225,7 +245,3 @@ async def delete_version(
     if newest.version_id == NULL:
         tr.clear(keyspace.null(bucket.bucket_id, raw_key))
     tr.set(object_key, encode(newest))
-
-
-def with_sequence(record: VersionRecord, sequence: int, version_id: str) -> VersionRecord:
-    return msgspec.structs.replace(record, sequence=sequence, version_id=version_id)

@@ -21,7 +21,7 @@ prefix rest of the key                                      value
 ``E``  node id (8), counter name                            counters: damage found, repaired ...
 ``R``  chunk id (16)                                        RepairRecord
 ``L``  lease name                                           LeaseRecord
-``F``  versionstamp (10)                                    FeedRecord
+``F``  versionstamp (10), key                               FeedRecord
 ``A``  setting name                                         store id, format version, profile
 ====== ==================================================== =====================================
 
@@ -41,6 +41,9 @@ BUCKET, CONFIG, OBJECT, VERSION, NULL = b"B", b"C", b"O", b"V", b"N"
 INLINE, UPLOAD, PART, PART_COUNT, MANIFEST = b"I", b"U", b"P", b"G", b"M"
 CHUNK, GARBAGE, USAGE, SESSION, NODE = b"K", b"X", b"Z", b"S", b"D"
 NODE_COUNTER, REPAIR, LEASE, FEED, SETTING = b"E", b"R", b"L", b"F", b"A"
+
+FEED_HEAD = SETTING + b"feed"
+"""Counter that every change of a key bumps; followers of the feed watch it."""
 
 _END = b"\x00\x00"
 _SEQUENCE_TOP = 2**64 - 1
