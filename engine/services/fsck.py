@@ -4,7 +4,7 @@
 2. Every chunk has an owner: the version or part that its row names exists and names it.
 3. Every fragment that a chunk names is on its node; with ``deep`` every block is verified.
 4. Every fragment on a node belongs to a chunk that names it there, unless a live session may
-   still be writing it, or it waits in the garbage.
+   still be writing it, or it waits for deletion.
 5. The usage counters add up.
 
 The store may be in use meanwhile: a discrepancy counts only when it is still there on a second
@@ -37,6 +37,7 @@ from engine.meta.records import (
     decode_version,
 )
 from engine.node.contract import NodeError
+from engine.services.repair import stray_key
 from engine.services.scan import scan_prefix
 from engine.store import Store
 from engine.types import FsckReport
@@ -281,4 +282,7 @@ class _Check:
         if session_of(chunk_id) in live:
             return True
         row = await self._get(keyspace.chunk(chunk_id))
-        return row is not None and decode_chunk(row).nodes[index] == node_id
+        if row is not None and decode_chunk(row).nodes[index] == node_id:
+            return True
+        # It moved elsewhere while the node was away; repair deletes it here.
+        return await self._get(stray_key(node_id, fragment)) is not None

@@ -14,7 +14,7 @@ import structlog
 import trio
 
 from engine.errors import EngineError
-from engine.ids import ChunkId, NodeId, fragment_id
+from engine.ids import ChunkId, FragmentId, NodeId, chunk_of, fragment_id
 from engine.meta import keyspace
 from engine.meta.kv import ReadTransaction, Transaction
 from engine.meta.records import (
@@ -170,6 +170,9 @@ async def _settle(
                 tr.set(keyspace.chunk(chunk_id), encode(after))
             for index in made:
                 tr.add(keyspace.node_counter(after.nodes[index], "repaired"), 1)
+                if before.nodes[index] != after.nodes[index]:
+                    stray = stray_key(before.nodes[index], fragment_id(chunk_id, index))
+                    tr.set(stray, b"")
         if whole or row is None:
             tr.clear(keyspace.repair(chunk_id))
         return row is not None
@@ -177,6 +180,36 @@ async def _settle(
     if not await store.db.run(body) and made and after is not None:
         # Collected while it was repaired: what was made again goes as well.
         await store.data.delete(chunk_id, after)
+
+
+def stray_key(node_id: NodeId, fragment: FragmentId) -> bytes:
+    """Return the row which says that the node may still have a fragment that moved elsewhere."""
+    return keyspace.setting(f"stray {node_id.hex()} {fragment.hex()}")
+
+
+async def delete_strays(store: Store) -> int:
+    """Delete from nodes that are back what was made anew elsewhere; return the fragments.
+
+    Runs in turn with repair, which could otherwise move a fragment back at the same time.
+    """
+    deleted = 0
+    async for key, _ in scan_prefix(store.db, keyspace.setting("stray ")):
+        node_hex, fragment_hex = key[len(keyspace.setting("stray ")) :].decode().split()
+        node_id, fragment = NodeId(bytes.fromhex(node_hex)), FragmentId(bytes.fromhex(fragment_hex))
+        node = store.pool.usable(node_id)
+        if node is None:
+            continue
+        chunk_id, index = chunk_of(fragment)
+        record = await _read_chunk(store, chunk_id)
+        if record is None or record.nodes[index] != node_id:
+            try:
+                await node.delete([fragment])
+            except NodeError as error:
+                store.pool.failed(node_id, error)
+                continue
+            deleted += 1
+        await _clear(store, key)
+    return deleted
 
 
 async def rebuild_nodes(store: Store) -> int:
@@ -240,6 +273,13 @@ async def _set(store: Store, key: bytes, value: bytes) -> None:
     await store.db.run(body)
 
 
+async def _clear(store: Store, key: bytes) -> None:
+    async def body(tr: Transaction) -> None:
+        tr.clear(key)
+
+    await store.db.run(body)
+
+
 async def _finish_rebuild(store: Store, node_id: NodeId, cursor_key: bytes) -> None:
     async def body(tr: Transaction) -> None:
         row = await tr.get(keyspace.node(node_id))
@@ -272,3 +312,4 @@ class RepairService:
     async def work(self) -> None:
         await repair_queue(self._store)
         await rebuild_nodes(self._store)
+        await delete_strays(self._store)
