@@ -12,6 +12,7 @@ from engine import errors as engine_errors
 from engine.engine import Engine
 from engine.errors import EngineError, StorageError
 from engine.http.message import BodyBroken, Handler, Request, Response
+from s3.auth.sigv2 import with_query_headers
 from s3.auth.sigv4 import Authenticator
 from s3.config import Api, Observer, S3Config
 from s3.cors import actual_headers
@@ -75,13 +76,15 @@ class _Frontend:
         extra: Headers | None = None
         code = ""
         try:
+            if http.query:
+                http = with_query_headers(http)
             request = parse_request(http, request_id, self._domains)
             if b"origin" in request.headers:
                 extra = await actual_headers(self._api, request)
             route = self._route(request)
             if route.signed:
                 request.signed_by = self._authenticator.authenticate(
-                    http, any_region=route.any_region
+                    http, host_bucket=request.host_bucket, any_region=route.any_region
                 )
                 if HEADER in request.headers and request.bucket:
                     await check_owner(self._api, request.headers[HEADER], request.bucket)
@@ -124,7 +127,9 @@ class _Frontend:
             return find_route(request)
         except (S3Error, MethodNotAllowed):
             # Who may not ask anything is told that first, whatever it was.
-            self._authenticator.authenticate(request.http, any_region=True)
+            self._authenticator.authenticate(
+                request.http, host_bucket=request.host_bucket, any_region=True
+            )
             raise
 
     def _explain(

@@ -33,6 +33,8 @@ class S3Request:
     """By lower-case name; repeated headers are joined with commas."""
     request_id: str
     signed_by: Identity | None = None
+    host_bucket: str = ""
+    """The bucket again when the Host header names it and not the path."""
 
     @property
     def identity(self) -> Identity:
@@ -63,11 +65,12 @@ def parse_request(http: Request, request_id: str, domains: Sequence[bytes]) -> S
         S3Error: InvalidURI, KeyTooLongError.
     """
     headers = join_headers(http.headers)
-    bucket = _virtual_host(headers.get(b"host", b""), domains) if domains else ""
+    host_bucket = _virtual_host(headers.get(b"host", b""), domains) if domains else ""
     path = http.path
     if path[:1] != b"/":
         raise s3_error("InvalidURI", URI=path.decode("latin-1"))
-    if bucket:
+    if host_bucket:
+        bucket = host_bucket
         key = decode_path(path[1:])
     else:
         raw_bucket, _, raw_key = path[1:].partition(b"/")
@@ -78,7 +81,9 @@ def parse_request(http: Request, request_id: str, domains: Sequence[bytes]) -> S
     if len(key) > KEY_BYTES_MAX // 4:
         check_key(key)
     params = parse_query(http.query) if http.query else {}
-    return S3Request(http, http.method, bucket, key, params, headers, request_id)
+    return S3Request(
+        http, http.method, bucket, key, params, headers, request_id, host_bucket=host_bucket
+    )
 
 
 def check_key(key: str) -> None:

@@ -39,7 +39,10 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def version_2() -> S3Error:
-    """Return what a region without Signature Version 2 answers to it."""
+    """Return the refusal of Signature Version 2 where it is not accepted.
+
+    That is everywhere but in presigned URLs and forms; AWS's regions without it answer so.
+    """
     return s3_error(
         "InvalidRequest",
         "The authorization mechanism you have provided is not supported. "

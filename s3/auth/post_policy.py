@@ -1,6 +1,7 @@
 """POST policies: what a form may upload, signed by somebody who may.
 
-Source: https://docs.aws.amazon.com/AmazonS3/latest/API/sigv4-HTTPPOSTConstructPolicy.html
+Source: https://docs.aws.amazon.com/AmazonS3/latest/API/sigv4-HTTPPOSTConstructPolicy.html, and
+https://docs.aws.amazon.com/AmazonS3/latest/API/HTTPPOSTForms.html for Signature Version 2.
 """
 
 from __future__ import annotations
@@ -13,14 +14,15 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from s3.auth import canonical, scope
+from s3.auth import canonical, scope, sigv2
 from s3.auth.credentials import Credential
-from s3.auth.parameters import version_2
 from s3.auth.scope import Complaint, shown
 from s3.auth.sigv4 import Authenticator
 from s3.errors import S3Error, s3_error
 
 _EXEMPT = frozenset({"x-amz-signature", "file", "policy"})
+_VERSION_2 = frozenset({"awsaccesskeyid", "signature"})
+"""Fields of Signature Version 2, exempt too where it signs the form."""
 _IN_FORM = Complaint(
     "AuthorizationQueryParametersError", "Error parsing the X-Amz-Credential parameter"
 )
@@ -68,21 +70,33 @@ def authenticate_form(
         raise _missing("key")
     if "policy" not in fields:
         raise s3_error("AccessDenied")
-    if "signature" in fields or "awsaccesskeyid" in fields:
-        raise version_2()
-    for name in ("X-Amz-Algorithm", "X-Amz-Credential", "X-Amz-Date", "X-Amz-Signature"):
-        if not fields.get(name.lower()):
-            raise _missing(name)
-    credential = _verify_signature(authenticator, fields)
+    exempt = _EXEMPT
+    if "x-amz-signature" not in fields and not _VERSION_2.isdisjoint(fields):
+        credential = _verify_signature_2(authenticator, fields)
+        exempt |= _VERSION_2
+    else:
+        credential = _verify_signature(authenticator, fields)
     if "x-amz-security-token" in fields:
         # Only temporary credentials have tokens, and there are none yet.
         raise s3_error("InvalidToken")
     policy = parse_policy(fields["policy"])
-    check_policy(policy, {**fields, "bucket": bucket}, authenticator.now_ms())
+    check_policy(policy, {**fields, "bucket": bucket}, authenticator.now_ms(), exempt=exempt)
     return credential, policy
 
 
+def _verify_signature_2(authenticator: Authenticator, fields: Mapping[str, str]) -> Credential:
+    for name in ("AWSAccessKeyId", "signature"):
+        if not fields.get(name.lower()):
+            raise _missing(name)
+    credential = authenticator.credential(fields["awsaccesskeyid"])
+    sigv2.verify(credential, [fields["policy"].encode()], fields["signature"].encode())
+    return credential
+
+
 def _verify_signature(authenticator: Authenticator, fields: Mapping[str, str]) -> Credential:
+    for name in ("X-Amz-Algorithm", "X-Amz-Credential", "X-Amz-Date", "X-Amz-Signature"):
+        if not fields.get(name.lower()):
+            raise _missing(name)
     if fields["x-amz-algorithm"] != "AWS4-HMAC-SHA256":
         raise s3_error(
             "InvalidArgument",
@@ -154,11 +168,18 @@ def parse_policy(encoded: str) -> Policy:
     )
 
 
-def check_policy(policy: Policy, fields: Mapping[str, str], now_ms: int) -> None:
+def check_policy(
+    policy: Policy,
+    fields: Mapping[str, str],
+    now_ms: int,
+    *,
+    exempt: frozenset[str] = _EXEMPT,
+) -> None:
     """Refuse a form that is too late, breaks a condition, or has a field without a condition.
 
     Args:
         fields: value by lower-case name, ``bucket`` among them.
+        exempt: names of fields that need no condition.
     Raises: S3Error AccessDenied.
     """
     if now_ms >= policy.expires_ms:
@@ -179,7 +200,7 @@ def check_policy(policy: Policy, fields: Mapping[str, str], now_ms: int) -> None
     extra = [
         name
         for name in fields
-        if name not in covered and name not in _EXEMPT and not name.startswith("x-ignore-")
+        if name not in covered and name not in exempt and not name.startswith("x-ignore-")
     ]
     if extra:
         raise s3_error(

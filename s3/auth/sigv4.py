@@ -1,5 +1,7 @@
 """Authentication of requests: Signature Version 4 in the header or in the query.
 
+Version 2 in the query is accepted too, see ``sigv2``.
+
 ``Authenticator.authenticate`` runs for every request, so it does the least it can: signing keys
 are derived once a day, and nothing is re-encoded that already has its canonical form.
 
@@ -17,7 +19,7 @@ import msgspec
 
 from engine.http.message import Request
 from engine.ids import Clock
-from s3.auth import canonical, parameters, scope
+from s3.auth import canonical, parameters, scope, sigv2
 from s3.auth.credentials import Credential, CredentialStore
 from s3.auth.parameters import Parameters
 from s3.auth.scope import Complaint, Scope, shown
@@ -78,7 +80,8 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     payload: PayloadMode
     sha256: bytes | None
     """Digest that the body must have (32 bytes), with ``PayloadMode.SIGNED`` only."""
-    signing: SigningContext
+    signing: SigningContext | None
+    """None with Signature Version 2, which has no ``PayloadMode.STREAMING_*``."""
     presigned: bool
 
 
@@ -116,10 +119,13 @@ class Authenticator:
     def now_ms(self) -> int:
         return self._clock()
 
-    def authenticate(self, request: Request, *, any_region: bool = False) -> Identity:
+    def authenticate(
+        self, request: Request, *, host_bucket: str = "", any_region: bool = False
+    ) -> Identity:
         """Return who signed the request. The body is not touched.
 
         Args:
+            host_bucket: the bucket when the Host header names it; Version 2 signs it.
             any_region: accept a signature for whatever region (GetBucketLocation, ListBuckets).
         Raises:
             S3Error: whatever S3 answers; AccessDenied when nothing is signed at all.
@@ -129,6 +135,8 @@ class Authenticator:
         query = request.query
         if query and (b"X-Amz-" in query or b"Signature" in query or b"AWSAccessKeyId" in query):
             claims = _claims_of_query(query, headers, authorization)
+            if isinstance(claims, sigv2.Claims):
+                return self._verify_2(request, headers, claims, host_bucket)
             if claims is not None:
                 return self._verify(request, headers, claims, any_region)
         if authorization is None:
@@ -150,13 +158,18 @@ class Authenticator:
             parsed = scope.parse_credential(raw_credential, complaint)
         if parsed.region != self._region and not any_region:
             scope.fail_region(parsed.region, self._region, complaint)
-        credential = self._credentials.lookup(parsed.access_key)
-        if credential is None:
-            raise s3_error("InvalidAccessKeyId", AWSAccessKeyId=parsed.access_key)
+        credential = self.credential(parsed.access_key)
         if known is not None and known.credential == credential:
             return known
         key = canonical.signing_key(credential.secret_key, parsed.date, parsed.region)
         return SigningKey(parsed, credential, key)
+
+    def credential(self, access_key: str) -> Credential:
+        """Return the credential of an access key. Raises S3Error InvalidAccessKeyId."""
+        credential = self._credentials.lookup(access_key)
+        if credential is None:
+            raise s3_error("InvalidAccessKeyId", AWSAccessKeyId=access_key)
+        return credential
 
     def remember(self, raw_credential: bytes, found: SigningKey) -> None:
         """Keep a key that a signature was right with, so that guesses cannot push keys out."""
@@ -223,15 +236,42 @@ class Authenticator:
             presigned=presigned,
         )
 
+    def _verify_2(
+        self,
+        request: Request,
+        headers: Mapping[bytes, bytes],
+        claims: sigv2.Claims,
+        host_bucket: str,
+    ) -> Identity:
+        credential = self.credential(claims.access_key)
+        sigv2.check_expiry(claims.expires, self._clock())
+        messages = sigv2.url_strings_to_sign(
+            request, headers, claims.expires, host_bucket=host_bucket
+        )
+        sigv2.verify(credential, messages, claims.signature)
+        if b"x-amz-security-token" in headers:
+            raise s3_error("InvalidToken")
+        payload, digest = _payload_mode(headers.get(b"x-amz-content-sha256", b"UNSIGNED-PAYLOAD"))
+        if payload not in (PayloadMode.UNSIGNED, PayloadMode.SIGNED):
+            raise parameters.version_2()
+        return Identity(
+            access_key=credential.access_key,
+            owner_id=credential.owner_id,
+            display_name=credential.display_name,
+            payload=payload,
+            sha256=digest,
+            signing=None,
+            presigned=True,
+        )
+
 
 def _claims_of_query(
     query: bytes, headers: Mapping[bytes, bytes], authorization: bytes | None
-) -> Parameters | None:
+) -> Parameters | sigv2.Claims | None:
     """Return the claims of a presigned URL, or None when the query carries no signature."""
     found = parameters.query_parameters(query)
-    version_4 = b"X-Amz-Algorithm" in found or b"X-Amz-Signature" in found
-    version_2 = b"Signature" in found or b"AWSAccessKeyId" in found
-    if not (version_4 or version_2):
+    version_2 = sigv2.is_presigned(found)
+    if not (version_2 or b"X-Amz-Algorithm" in found or b"X-Amz-Signature" in found):
         return None
     if authorization is not None:
         raise s3_error(
@@ -241,8 +281,8 @@ def _claims_of_query(
             ArgumentName="Authorization",
             ArgumentValue=shown(authorization.split(b" ", 1)[0]),
         )
-    if not version_4:
-        raise parameters.version_2()
+    if version_2:
+        return sigv2.from_query(found)
     return parameters.from_query(found, headers)
 
 
