@@ -13,7 +13,7 @@ from typing import Final
 import trio
 from structlog.typing import FilteringBoundLogger
 
-from engine.http.body import ChunkedBody, Inbox, LengthBody, NoBody, WireBody
+from engine.http.body import CONTINUE, ChunkedBody, Inbox, LengthBody, NoBody, WireBody
 from engine.http.head import BadHead, Head, locate_head, parse_head
 from engine.http.limits import Limits
 from engine.http.message import BodyBroken, Buffer, Handler, Request, Response, ResponseStream
@@ -196,6 +196,13 @@ class Connection:
         keep = head.keep_alive and not response.close and not self._around.draining
         if not body.finished and not self._may_drain(body):
             keep = False
+        if head.expect and head.length == 0:
+            # RFC 9110 lets us leave this out, but the botocore inside awscli 1.46 takes a final
+            # answer without it for every later answer on the connection, and then hangs.
+            if response.status < 400:
+                await self._transport.send(CONTINUE)
+            else:
+                keep = False
         keep = await self._respond(response, head, keep)
         if body.finished:
             if not keep and self._inbox.data:

@@ -233,6 +233,24 @@ async def test_refusal_without_reading_sends_no_100_and_closes() -> None:
         assert await ended(client)
 
 
+async def test_expecting_100_without_a_body_still_gets_it() -> None:
+    async def handler(request: Request) -> Response:
+        return Response(403 if request.path == b"/no" else 200)
+
+    async with running_server(handler) as server:
+        client = await server.connect()
+        head = put(b"", b"Expect: 100-continue")
+        for _ in range(2):
+            await client.send(head)
+            answer = await client.answer()
+            assert (answer.status, answer.interim) == (200, [100])
+        await client.send(head.replace(b"/x ", b"/no "))
+        answer = await client.answer()
+        assert (answer.status, answer.interim) == (403, [])
+        assert answer.headers[b"connection"] == b"close"
+        assert await ended(client)
+
+
 async def test_204_has_neither_body_nor_length() -> None:
     async def handler(request: Request) -> Response:
         return Response(204, body=b"not to be sent")
