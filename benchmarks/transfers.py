@@ -29,6 +29,7 @@ SMALL_MAX = 64 * KIB
 """Up to here ``wrk`` is the client, above it the streaming one."""
 FILL_CONNECTIONS = 16
 FILL_S_MAX = 300.0
+LONG_ROUND = 2048 * MIB
 DELETES_PER_SECOND_MAX = 12_000
 
 Run = Callable[[], Sample]
@@ -65,6 +66,11 @@ def key_count(size: int) -> int:
 
 def object_targets(size: int) -> list[str]:
     return [f"/{BUCKET}/{size}/{number:06d}" for number in range(key_count(size))]
+
+
+def rounds_for(plan: Plan, size: int, connections: int) -> int:
+    """Return the rounds of a load; one will do where a single round moves gigabytes for long."""
+    return 1 if size * connections >= LONG_ROUND else plan.rounds
 
 
 def in_turn(runs: dict[str, Run], rounds: int) -> dict[str, Sequence[Sample]]:
@@ -140,7 +146,7 @@ def measure_gets(systems: Systems, size: int, plan: Plan, show: Show) -> None:
                 "bare": partial(load, systems.bare, targets=[f"/{size}"]),
                 "nginx": partial(load, systems.nginx, targets=[f"/{size}"]),
             },
-            plan.rounds,
+            rounds_for(plan, size, connections),
         )
         show(
             figure_of(
@@ -170,7 +176,7 @@ def measure_puts(
                 "lode": partial(load, systems.lode.endpoint, targets=targets),
                 "bare": partial(load, systems.bare, targets=["/sink"]),
             },
-            plan.rounds,
+            rounds_for(plan, size, connections),
         )
         # 4+2 writes half as much again as it is sent.
         ceiling = disk_mib_per_second / 1.5

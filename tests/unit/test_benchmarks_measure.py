@@ -16,7 +16,7 @@ from benchmarks.machine import Disk, Machine, cpu_seconds, filesystem_of, measur
 from benchmarks.measure import MIB, BenchmarkFailed, Figure, Sample, Target, figure_of, size_name
 from benchmarks.memory import check_room
 from benchmarks.report import Report, print_report, write_json
-from benchmarks.transfers import Plan, in_turn
+from benchmarks.transfers import Plan, in_turn, rounds_for
 
 
 def sample(rate: float, **fields: float) -> Sample:
@@ -207,3 +207,9 @@ def test_cpu_time_of_this_process_only_grows() -> None:
     before = cpu_seconds((int(pid),))
     sum(range(3_000_000))
     assert cpu_seconds((int(pid),)) >= before > 0
+
+
+def test_loads_that_move_gigabytes_run_once() -> None:
+    plan = Plan()
+    assert rounds_for(plan, 64 * MIB, 64) == 1
+    assert rounds_for(plan, 64 * MIB, 16) == rounds_for(plan, 4096, 64) == plan.rounds
