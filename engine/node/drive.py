@@ -22,8 +22,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TypeAlias
 
 from awscrt.checksums import crc64nvme
@@ -40,8 +39,8 @@ from engine.node.contract import (
 )
 from engine.node.disk import READ_NOWAIT, Disk, RealDisk, read_all, write_all
 from engine.node.files import VolumeFiles, volume_numbers, volume_path
-from engine.node.identity import DriveBusy, Identity, format_drive, read_identity
-from engine.node.index import OPEN, Index, IndexDamaged, Update, VolumeRow, remove_files
+from engine.node.identity import Identity, format_drive, read_identity
+from engine.node.index import OPEN, Index, Update, VolumeRow
 from engine.node.needle import (
     DATA,
     FILE_HEADER_SIZE,
@@ -57,7 +56,14 @@ from engine.node.needle import (
     pack_file_header,
     pack_tombstones,
 )
-from engine.node.recovery import Recovery, RecoveryReport, unlink_if_there
+from engine.node.opening import (
+    OPEN_S_MAX,
+    RESERVE_FILE,
+    make_reserve,
+    opening_lock,
+    recovered_index,
+)
+from engine.node.recovery import Recovery, RecoveryReport
 from engine.node.volume import FULL_ERRORS, Extent, Pending, Volume
 from engine.node.writer import FragmentWriter
 
@@ -67,15 +73,11 @@ Needles: TypeAlias = list[tuple[FragmentId, int, int]]
 MIB = 1 << 20
 FAILED_VOLUMES_MAX = 3
 """So many failed syncs, and the drive takes no more writes."""
-OPEN_S_MAX = 600.0
-"""How long to wait for another process that recovers the drive."""
 
-_RESERVE_FILE_SIZE = 8 * MIB
 TOMBSTONES_MAX = 8192
 """Tombstones in one needle."""
 _DELETE_ATTEMPTS = 16
 _LOOKUPS_MAX = 4
-_POLL_S = 0.01
 
 
 class Drive:
@@ -396,7 +398,7 @@ class Drive:
 
     def _release_reserve(self) -> bool:
         try:
-            self.disk.unlink(os.path.join(self.path, "reserve"))
+            self.disk.unlink(os.path.join(self.path, RESERVE_FILE))
         except OSError:
             return False
         return True
@@ -447,11 +449,11 @@ def open_drive(
             use_fd = disk.open(os.path.join(path, "lock.use"), os.O_RDWR | os.O_CREAT)
             stack.callback(disk.close, use_fd)
             alone = disk.lock(use_fd, exclusive=True)
-            index, report = _recovered(path, disk, index_vfs, alone=alone)
+            index, report = recovered_index(path, disk, index_vfs, alone=alone)
             stack.callback(index.close)
             disk.lock(use_fd, exclusive=False)
             if reserve:
-                _make_reserve(path, disk, reserve)
+                make_reserve(path, disk, reserve)
         except OSError as error:
             raise NodeDown(f"{path}: {error.strerror}") from error
         stack.pop_all()
@@ -468,66 +470,4 @@ def open_drive(
     )
 
 
-def _recovered(path: str, disk: Disk, vfs: str, *, alone: bool) -> tuple[Index, RecoveryReport]:
-    """Return the drive's index, complete; built again from the volumes if it is no good."""
-    index_path = os.path.join(path, "index.sqlite")
-    index = None
-    try:
-        if os.path.exists(index_path):
-            index = Index(index_path, vfs=vfs)
-            return index, Recovery(disk, path, index, rebuild=False).run()
-        if not alone:
-            raise IndexDamaged(f"{index_path} is gone")
-    except IndexDamaged as error:
-        if not alone:
-            raise DriveBusy(path, f"needs repair, but another process uses it: {error}") from error
-        if index is not None:
-            index.close()
-    except BaseException:
-        if index is not None:
-            index.close()
-        raise
-    remove_files(index_path)
-    index = Index(index_path, vfs=vfs, create=True)
-    try:
-        return index, Recovery(disk, path, index, rebuild=True).run()
-    except BaseException:
-        index.close()
-        raise
-
-
-def _make_reserve(path: str, disk: Disk, reserve: int) -> None:
-    """Set blocks aside for tombstones on a full disk; without room for them, do without."""
-    file = os.path.join(path, "reserve")
-    try:
-        if "reserve" in disk.listdir(path) or disk.statvfs(path).free < reserve:
-            return
-        fd = disk.open(file, os.O_RDWR | os.O_CREAT)
-        try:
-            disk.allocate(fd, min(_RESERVE_FILE_SIZE, reserve))
-        finally:
-            disk.close(fd)
-    except OSError:
-        with contextlib.suppress(OSError):
-            unlink_if_there(disk, file)
-
-
-@contextlib.contextmanager
-def opening_lock(path: str, disk: Disk, wait_s: float = OPEN_S_MAX) -> Iterator[None]:
-    """Hold the drive's opening lock; raises DriveBusy after ``wait_s``, NodeDown."""
-    try:
-        fd = disk.open(os.path.join(path, "lock.open"), os.O_RDWR | os.O_CREAT)
-    except OSError as error:
-        raise NodeDown(f"{path}: {error.strerror}") from error
-    try:
-        deadline = time.monotonic() + wait_s
-        while not disk.lock(fd, exclusive=True):
-            if time.monotonic() > deadline:
-                raise DriveBusy(path, f"another process recovers it since {wait_s:.0f} s")
-            time.sleep(_POLL_S)
-        yield
-    finally:
-        disk.close(fd)
-
-
-__all__ = ["Drive", "format_drive", "open_drive", "opening_lock"]
+__all__ = ["Drive", "format_drive", "open_drive"]
