@@ -58,10 +58,10 @@ from engine.node.needle import (
 )
 from engine.node.opening import (
     OPEN_S_MAX,
-    RESERVE_FILE,
     make_reserve,
     opening_lock,
     recovered_index,
+    release_reserve,
 )
 from engine.node.recovery import Recovery, RecoveryReport
 from engine.node.volume import FULL_ERRORS, Extent, Pending, Volume
@@ -263,7 +263,7 @@ class Drive:
         try:
             self.append_tombstones(tombstones, update)
         except NodeFull:
-            if not self._release_reserve():
+            if not release_reserve(self.path, self.disk):
                 raise
             update = Update(removals=needles)
             self.append_tombstones(tombstones, update)
@@ -394,14 +394,7 @@ class Drive:
             if self._active is not None and self._active.number == number:
                 self._deactivate()
 
-    # Reserve and closing
-
-    def _release_reserve(self) -> bool:
-        try:
-            self.disk.unlink(os.path.join(self.path, RESERVE_FILE))
-        except OSError:
-            return False
-        return True
+    # Recovery and closing
 
     def recover(self) -> RecoveryReport:
         """Enter into the index what killed processes left; raises NodeDown, NodeFull."""
@@ -449,7 +442,13 @@ def open_drive(
             use_fd = disk.open(os.path.join(path, "lock.use"), os.O_RDWR | os.O_CREAT)
             stack.callback(disk.close, use_fd)
             alone = disk.lock(use_fd, exclusive=True)
-            index, report = recovered_index(path, disk, index_vfs, alone=alone)
+            try:
+                index, report = recovered_index(path, disk, index_vfs, alone=alone)
+            except NodeError:
+                # SQLite cannot even open a database on a disk that is full to the last byte.
+                if disk.statvfs(path).free >= MIB or not release_reserve(path, disk):
+                    raise
+                index, report = recovered_index(path, disk, index_vfs, alone=alone)
             stack.callback(index.close)
             disk.lock(use_fd, exclusive=False)
             if reserve:

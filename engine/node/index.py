@@ -3,7 +3,9 @@
 It can be lost: the volumes hold everything that it says, and recovery builds it again. So its
 commits are not synced (WAL, ``synchronous=NORMAL``: after a power failure the index is as it was
 at some earlier moment). A needle and the volume's ``indexed_to`` move in one transaction, hence
-recovery replays exactly what such an index has forgotten. The one commit that is synced is the
+recovery replays exactly what such an index has forgotten. A slow writer may hold ``indexed_to``
+back while later needles come and are removed again; table ``gone`` remembers these, for their
+tombstones may lie in volumes that are not replayed. The one commit that is synced is the
 one after which compaction unlinks a volume.
 
 Concurrency: one connection writes, under ``_lock``; each reading thread borrows a connection from
@@ -29,7 +31,7 @@ from engine.node.needle import extent_size
 OPEN, READ_ONLY, RETIRED = 0, 1, 2
 """States of a volume. Read-only: damaged or its sync failed. Retired: about to be unlinked."""
 
-_VERSION = 1
+_VERSION = 2
 _BUSY_MS = 10_000
 _SCHEMA = """
 CREATE TABLE needle (
@@ -42,6 +44,9 @@ CREATE TABLE volume (
     dead INTEGER NOT NULL DEFAULT 0, tombstones INTEGER NOT NULL DEFAULT 0,
     state INTEGER NOT NULL DEFAULT 0
 );
+CREATE TABLE gone (
+    volume INTEGER NOT NULL, offset INTEGER NOT NULL, PRIMARY KEY (volume, offset)
+) WITHOUT ROWID;
 CREATE TABLE setting (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 """
 _FIND = "SELECT volume, offset, size FROM needle WHERE fragment = ?"
@@ -52,6 +57,10 @@ _MOVE = (
     "UPDATE needle SET volume = ?4, offset = ?5"
     " WHERE fragment = ?1 AND volume = ?2 AND offset = ?3 RETURNING size"
 )
+_GONE = (
+    "INSERT OR IGNORE INTO gone SELECT ?1, ?2 FROM volume WHERE number = ?1 AND indexed_to <= ?2"
+)
+_PASSED = "DELETE FROM gone WHERE volume = ? AND offset < ?"
 _COUNT = (
     "UPDATE volume SET needles = needles + ?2, live = live + ?3, dead = dead + ?4,"
     " tombstones = tombstones + ?5 WHERE number = ?1"
@@ -221,6 +230,12 @@ class Index:
         with self._reader() as connection:
             return _all(connection, query, (volume,))
 
+    def gone_from(self, volume: int) -> set[int]:
+        """Return the offsets, not below ``indexed_to``, of needles that were removed again."""
+        with self._reader() as connection:
+            rows = _all(connection, "SELECT offset FROM gone WHERE volume = ?", (volume,))
+        return {offset for (offset,) in rows}
+
     # Writing
 
     @contextmanager
@@ -259,21 +274,19 @@ class Index:
                 if update.inserts:
                     _insert(connection, counts, volume, update)
                 for removal in update.removals:
-                    row = connection.execute(_REMOVE, removal).fetchone()
-                    if row is None:
+                    if not _remove(connection, counts, removal):
                         update.missed.append(removal)
-                    else:
-                        size = extent_size(row[0])
-                        counts.add(removal[1], -1, -size, size)
                 for move in update.moves:
                     _move(connection, counts, volume, update, move)
                 if update.tombstones:
                     counts.add(volume, 0, 0, 0, update.tombstones)
             for number, row in counts.rows.items():
                 connection.execute(_COUNT, (number, *row))
+            reached = indexed_to()
             connection.execute(
-                "UPDATE volume SET indexed_to = ? WHERE number = ?", (indexed_to(), volume)
+                "UPDATE volume SET indexed_to = ? WHERE number = ?", (reached, volume)
             )
+            connection.execute(_PASSED, (volume, reached))
 
     def add_volume(self, number: int, uuid: bytes, indexed_to: int) -> None:
         query = "INSERT INTO volume (number, uuid, indexed_to) VALUES (?, ?, ?)"
@@ -295,6 +308,7 @@ class Index:
         query = "UPDATE volume SET indexed_to = ?2, tombstones = tombstones + ?3 WHERE number = ?1"
         with self._lock, self._transaction() as connection:
             connection.executemany(query, ends)
+            connection.executemany(_PASSED, [(number, end) for number, end, _ in ends])
             connection.execute("DELETE FROM setting WHERE name = 'building'")
 
     def load(
@@ -323,10 +337,7 @@ class Index:
         counts = _Counts()
         with self._lock, self._transaction() as connection:
             for needle in needles:
-                row = connection.execute(_REMOVE, needle).fetchone()
-                if row is not None:
-                    size = extent_size(row[0])
-                    counts.add(needle[1], -1, -size, size)
+                _remove(connection, counts, needle)
             for number, row in counts.rows.items():
                 connection.execute(_COUNT, (number, *row))
 
@@ -343,6 +354,7 @@ class Index:
         """Forget the volume; ``with_needles`` reads the whole index."""
         with self._lock, self._transaction() as connection:
             connection.execute("DELETE FROM volume WHERE number = ?", (volume,))
+            connection.execute("DELETE FROM gone WHERE volume = ?", (volume,))
             if with_needles:
                 connection.execute("DELETE FROM needle WHERE volume = ?", (volume,))
 
@@ -355,8 +367,22 @@ def _insert(connection: apsw.Connection, counts: _Counts, volume: int, update: U
             number, old_offset, old_size = _one(connection, _FIND, (fragment,))
             update.replaced.append((fragment, number, old_offset))
             counts.add(number, -1, -extent_size(old_size), extent_size(old_size))
+            connection.execute(_GONE, (number, old_offset))
             connection.execute(_REPLACE, row)
         counts.add(volume, 1, extent_size(size), 0)
+
+
+def _remove(
+    connection: apsw.Connection, counts: _Counts, removal: tuple[FragmentId, int, int]
+) -> bool:
+    row = connection.execute(_REMOVE, removal).fetchone()
+    if row is None:
+        return False
+    _, volume, offset = removal
+    size = extent_size(row[0])
+    counts.add(volume, -1, -size, size)
+    connection.execute(_GONE, (volume, offset))
+    return True
 
 
 def _move(

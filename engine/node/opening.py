@@ -34,10 +34,10 @@ def recovered_index(
         if not alone:
             raise IndexDamaged(f"{index_path} is gone")
     except IndexDamaged as error:
-        if not alone:
-            raise DriveBusy(path, f"needs repair, but another process uses it: {error}") from error
         if index is not None:
             index.close()
+        if not alone:
+            raise DriveBusy(path, f"needs repair, but another process uses it: {error}") from error
     except BaseException:
         if index is not None:
             index.close()
@@ -49,6 +49,15 @@ def recovered_index(
     except BaseException:
         index.close()
         raise
+
+
+def release_reserve(path: str, disk: Disk) -> bool:
+    """Give the reserved blocks up; return whether there were any."""
+    try:
+        disk.unlink(os.path.join(path, RESERVE_FILE))
+    except OSError:
+        return False
+    return True
 
 
 def make_reserve(path: str, disk: Disk, reserve: int) -> None:

@@ -83,6 +83,8 @@ class _Tail:
     tombstones: list[Tombstone] = field(default_factory=list)
     tombstone_bytes: int = 0
     damage: list[Damage] = field(default_factory=list)
+    gone: set[int] = field(default_factory=set)
+    """Offsets of needles that had been in the index and were removed."""
 
 
 class Recovery:
@@ -99,7 +101,7 @@ class Recovery:
         self._rebuild = rebuild
         self._conflicts: list[tuple[int, FragmentId, int, int]] = []
         self._uuids: set[bytes] = set()
-        self.report = RecoveryReport(rebuilt=rebuild)
+        self.report = RecoveryReport()
 
     def run(self) -> RecoveryReport:
         """Raises: NodeDown, NodeFull."""
@@ -113,6 +115,7 @@ class Recovery:
         self._unlink_retired()
         rows = self._index.volumes()
         numbers = sorted(volume_numbers(self._disk, self._folder))
+        self.report.rebuilt = self._rebuild and bool(numbers)
         gone = [rows[number] for number in rows if number not in set(numbers)]
         dirty = [number for number in numbers if self._take(number, rows.get(number))]
         rows = self._index.volumes()
@@ -173,7 +176,7 @@ class Recovery:
     # One volume
 
     def _replay(self, row: VolumeRow) -> _Tail:
-        tail = _Tail(row, align(row.indexed_to))
+        tail = _Tail(row, align(row.indexed_to), gone=self._index.gone_from(row.number))
         fd = self._disk.open(volume_path(self._folder, row.number), os.O_RDWR)
         try:
             if not self._disk.lock(fd, exclusive=True):
@@ -272,7 +275,7 @@ class Recovery:
             # Compaction makes the index durable before it lets go of the source: this copy was
             # never put in its place.
             self._disown(tail.row.number, header.offset)
-        else:
+        elif header.offset not in tail.gone:
             self.report.replayed += 1
             tail.needles.append((header.fragment, header.offset, commit.size))
             if len(tail.needles) >= _BATCH:

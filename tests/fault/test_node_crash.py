@@ -182,7 +182,7 @@ def test_index_lost_in_the_crash_is_built_again(recorded: OperationLog, folder: 
         lose_index(folder / "crashed" / "drive")
         drive = reopen(folder / "crashed" / "drive", volume_size=VOLUME_SIZE)
         try:
-            assert drive.report.rebuilt
+            assert drive.report.rebuilt == bool(drive.index.volumes())
             check(drive, recorded.marked(crash_at))
         except BaseException as error:
             error.add_note(f"crash after operation {crash_at}, seed {seed}")

@@ -400,6 +400,21 @@ def test_volume_in_use_by_another_process_is_left_alone(tmp_path: Path) -> None:
     other.close()
 
 
+def test_needle_deleted_behind_a_slow_writer_stays_deleted_after_a_kill(tmp_path: Path) -> None:
+    drive = new_drive(tmp_path)
+    slow = drive.open_writer(fragment(1), 1_000)  # holds the replay's beginning back
+    put(drive, fragment(2), b"deleted")
+    put(drive, fragment(3), b"damaged")
+    drive.seal(1)
+    drive.delete([fragment(2)])  # the tombstone is in another volume
+    put(drive, fragment(3), b"repaired")
+    slow.abort()
+    drive.close()
+    drive = reopen(tmp_path)
+    assert everything(drive) == {fragment(3): b"repaired"}
+    drive.close()
+
+
 # Loss
 
 
