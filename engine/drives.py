@@ -36,6 +36,7 @@ from engine.node.identity import (
     DriveForeign,
     DriveMissing,
     DriveUnusable,
+    Identity,
     format_drive,
     read_identity,
 )
@@ -71,76 +72,89 @@ async def prepare_drives(
     known = await known_nodes(db)
     folders = config.drives or tuple(folder_of(config, record) for record in known.values())
     folders = folders or (config.data / "drive",)
-    is_new = not known
+    places = {record.location: node_id for node_id, record in known.items()}
+    found: dict[NodeId, Path] = {}
+    empty: list[Path] = []
     for folder in folders:
-        record, node_id = await _prepare_drive(
-            config, folder, known, store_id, disk, now_ms, is_new=is_new
-        )
-        if record is None or known.get(node_id) == record:
+        is_known = location_of(config, folder) in places
+        identity = _look_at(folder, store_id, disk, make=not is_known)
+        if identity is None:
             continue
-        known[node_id] = record
-        await _write_node(db, node_id, record)
-
-
-async def _write_node(db: Database, node_id: NodeId, record: NodeRecord) -> None:
-    async def body(tr: Transaction) -> None:
-        tr.set(keyspace.node(node_id), encode(record))
-        if record.state == "rebuilding":
-            tr.clear(keyspace.setting(f"rebuild {node_id.hex()}"))
-
-    await db.run(body)
-
-
-async def _prepare_drive(
-    config: StoreConfig,
-    folder: Path,
-    known: dict[NodeId, NodeRecord],
-    store_id: str,
-    disk: Disk,
-    now_ms: int,
-    *,
-    is_new: bool,
-) -> tuple[NodeRecord | None, NodeId]:
-    """Return the node of the folder and its record as it should be; no record: leave as it is."""
-    log = structlog.get_logger()
-    location = location_of(config, folder)
-    at_place = [node_id for node_id, record in known.items() if record.location == location]
-    node_id = at_place[0] if at_place else NodeId(os.urandom(NODE_ID_SIZE))
-    try:
-        if not at_place:
-            folder.mkdir(parents=True, exist_ok=True)  # noqa: ASYNC240 - once, at start
-        identity = read_identity(str(folder), store_id, disk)
-    except DriveMissing:
-        log.error("drive missing", drive=str(folder), node=node_id.hex())
-        return None, node_id
-    except DriveEmpty:
+        if isinstance(identity, DriveEmpty):
+            empty.append(folder)
+            continue
+        if identity.node_id in found:
+            raise ConfigError(f"{folder}: is a copy of the drive in {found[identity.node_id]}")
+        found[identity.node_id] = folder
+        record = known.get(identity.node_id)
+        await _write_node(config, db, folder, identity, record, now_ms)
+    # Only now: a drive whose old place is empty may have been found at another.
+    for folder in empty:
+        node_id = places.get(location_of(config, folder))
+        if node_id is None or node_id in found:
+            node_id = NodeId(os.urandom(NODE_ID_SIZE))
+        record = known.get(node_id)
         identity = format_drive(str(folder), store_id, node_id, disk)
-        if at_place:
-            log.warning("drive replaced", drive=str(folder), node=node_id.hex())
-            return (
-                msgspec.structs.replace(
-                    known[node_id], drive_id=identity.drive_id, state="rebuilding"
-                ),
-                node_id,
-            )
-        if not is_new:
-            log.info("drive added", drive=str(folder), node=node_id.hex())
+        if known:
+            what = "drive added" if record is None else "drive replaced"
+            structlog.get_logger().warning(what, drive=str(folder), node=node_id.hex())
+        await _write_node(config, db, folder, identity, record, now_ms)
+
+
+def _look_at(
+    folder: Path, store_id: str, disk: Disk, *, make: bool
+) -> Identity | DriveEmpty | None:
+    """Return whose folder it is, that it is empty, or None: it cannot be used now.
+
+    Args:
+        make: make the folder if it is not there.
+    Raises: ConfigError.
+    """
+    log = structlog.get_logger()
+    try:
+        if make:
+            folder.mkdir(parents=True, exist_ok=True)
+        return read_identity(str(folder), store_id, disk)
+    except DriveEmpty as nothing:
+        return nothing
+    except DriveMissing:
+        log.error("drive missing", drive=str(folder))
     except DriveForeign as error:
         raise ConfigError(f"{error}; take it out, or empty it to use it here") from None
     except DriveUnusable as error:
         log.error("drive not usable", drive=str(folder), reason=error.reason)
-        return None, node_id
     except OSError as error:
         raise ConfigError(f"{folder}: {error.strerror}") from None
-    record = known.get(identity.node_id)
-    if record is None:
+    return None
+
+
+async def _write_node(
+    config: StoreConfig,
+    db: Database,
+    folder: Path,
+    identity: Identity,
+    before: NodeRecord | None,
+    now_ms: int,
+) -> None:
+    """Write down that the node is in ``folder``; another drive than before must be filled."""
+    location = location_of(config, folder)
+    if before is None:
         record = NodeRecord(
             format=FORMAT, drive_id=identity.drive_id, location=location, added_ms=now_ms
         )
-    return (
-        msgspec.structs.replace(record, location=location, drive_id=identity.drive_id),
-        identity.node_id,
-    )
+    else:
+        record = msgspec.structs.replace(before, location=location)
+        if before.drive_id != identity.drive_id:
+            record = msgspec.structs.replace(record, drive_id=identity.drive_id, state="rebuilding")
+    if record == before:
+        return
+
+    async def body(tr: Transaction) -> None:
+        tr.set(keyspace.node(identity.node_id), encode(record))
+        if record.state == "rebuilding":
+            tr.clear(keyspace.setting(f"rebuild {identity.node_id.hex()}"))
+
+    await db.run(body)
 
 
 class Drives:
