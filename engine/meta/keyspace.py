@@ -20,8 +20,10 @@ prefix rest of the key                                      value
 ``D``  node id (8)                                          NodeRecord
 ``E``  node id (8), counter name                            counters: damage found, repaired ...
 ``R``  chunk id (16)                                        RepairRecord
+``Y``  node id (8), fragment id (17)                         empty: to be deleted from that node
 ``L``  lease name                                           LeaseRecord
 ``F``  versionstamp (10), key                               FeedRecord
+``T``  bucket id (8), prefix                                TreeRename, while it is under way
 ``A``  setting name                                         store id, format version, profile
 ====== ==================================================== =====================================
 
@@ -35,12 +37,21 @@ from __future__ import annotations
 import base64
 import binascii
 
-from engine.ids import BucketId, ChunkId, DataId, NodeId, SessionId, UploadId
+from engine.ids import (
+    NODE_ID_SIZE,
+    BucketId,
+    ChunkId,
+    DataId,
+    FragmentId,
+    NodeId,
+    SessionId,
+    UploadId,
+)
 
 BUCKET, CONFIG, OBJECT, VERSION, NULL = b"B", b"C", b"O", b"V", b"N"
 INLINE, UPLOAD, PART, PART_COUNT, MANIFEST = b"I", b"U", b"P", b"G", b"M"
 CHUNK, GARBAGE, USAGE, SESSION, NODE = b"K", b"X", b"Z", b"S", b"D"
-NODE_COUNTER, REPAIR, LEASE, FEED, SETTING = b"E", b"R", b"L", b"F", b"A"
+NODE_COUNTER, REPAIR, STRAY, LEASE, FEED, SETTING = b"E", b"R", b"Y", b"L", b"F", b"A"
 
 FEED_HEAD = SETTING + b"feed"
 """Counter that every change of a key bumps; followers of the feed watch it."""
@@ -158,8 +169,21 @@ def repair(chunk_id: ChunkId) -> bytes:
     return REPAIR + chunk_id
 
 
+def stray(node_id: NodeId, fragment: FragmentId) -> bytes:
+    return STRAY + node_id + fragment
+
+
+def split_stray(row_key: bytes) -> tuple[NodeId, FragmentId]:
+    """Return (node id, fragment id) of a row under ``STRAY``."""
+    return NodeId(row_key[1 : 1 + NODE_ID_SIZE]), FragmentId(row_key[1 + NODE_ID_SIZE :])
+
+
 def lease(name: str) -> bytes:
     return LEASE + name.encode()
+
+
+def tree_rename(bucket_id: BucketId, prefix: bytes) -> bytes:
+    return TREE_RENAME + bucket_id + prefix
 
 
 def setting(name: str) -> bytes:

@@ -232,6 +232,9 @@ async def _trim_feed(store: Store) -> None:
             keyspace.FEED, keyspace.after_prefix(keyspace.FEED), limit=FEED_TRIM
         )
         old = [key for key, row in rows if decode_feed(row).at_ms < limit]
+        if len(rows) < FEED_TRIM and len(old) == len(rows):
+            # The newest one stays: it is where followers that missed nothing are.
+            old = old[:-1]
         if old:
             tr.clear_range(keyspace.FEED, keyspace.after(old[-1]))
         return len(old)

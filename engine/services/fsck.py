@@ -37,7 +37,6 @@ from engine.meta.records import (
     decode_version,
 )
 from engine.node.contract import NodeError
-from engine.services.repair import stray_key
 from engine.services.scan import scan_prefix
 from engine.store import Store
 from engine.types import FsckReport
@@ -285,4 +284,4 @@ class _Check:
         if row is not None and decode_chunk(row).nodes[index] == node_id:
             return True
         # It moved elsewhere while the node was away; repair deletes it here.
-        return await self._get(stray_key(node_id, fragment)) is not None
+        return await self._get(keyspace.stray(node_id, fragment)) is not None

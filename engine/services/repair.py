@@ -14,7 +14,7 @@ import structlog
 import trio
 
 from engine.errors import EngineError
-from engine.ids import ChunkId, FragmentId, NodeId, chunk_of, fragment_id
+from engine.ids import ChunkId, NodeId, chunk_of, fragment_id
 from engine.meta import keyspace
 from engine.meta.kv import ReadTransaction, Transaction
 from engine.meta.records import (
@@ -171,7 +171,7 @@ async def _settle(
             for index in made:
                 tr.add(keyspace.node_counter(after.nodes[index], "repaired"), 1)
                 if before.nodes[index] != after.nodes[index]:
-                    stray = stray_key(before.nodes[index], fragment_id(chunk_id, index))
+                    stray = keyspace.stray(before.nodes[index], fragment_id(chunk_id, index))
                     tr.set(stray, b"")
         if whole or row is None:
             tr.clear(keyspace.repair(chunk_id))
@@ -182,20 +182,14 @@ async def _settle(
         await store.data.delete(chunk_id, after)
 
 
-def stray_key(node_id: NodeId, fragment: FragmentId) -> bytes:
-    """Return the row which says that the node may still have a fragment that moved elsewhere."""
-    return keyspace.setting(f"stray {node_id.hex()} {fragment.hex()}")
-
-
 async def delete_strays(store: Store) -> int:
     """Delete from nodes that are back what was made anew elsewhere; return the fragments.
 
     Runs in turn with repair, which could otherwise move a fragment back at the same time.
     """
     deleted = 0
-    async for key, _ in scan_prefix(store.db, keyspace.setting("stray ")):
-        node_hex, fragment_hex = key[len(keyspace.setting("stray ")) :].decode().split()
-        node_id, fragment = NodeId(bytes.fromhex(node_hex)), FragmentId(bytes.fromhex(fragment_hex))
+    async for key, _ in scan_prefix(store.db, keyspace.STRAY):
+        node_id, fragment = keyspace.split_stray(key)
         node = store.pool.usable(node_id)
         if node is None:
             continue
