@@ -12,6 +12,7 @@ A node id names a slot for fragments; chunk records hold node ids. The drive in 
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -225,6 +226,10 @@ class Drives:
             for node_id, record in list(self._absent.items()):
                 if await self._attach(node_id, record):
                     structlog.get_logger().info("drive is back", drive=record.location)
+            for node in list(self._open.values()):
+                # Also lets go of volumes that another process has compacted away.
+                with contextlib.suppress(NodeError):
+                    await node.space()
 
     async def compact(self) -> None:
         """Give back the space of deleted fragments on each drive that is open."""
