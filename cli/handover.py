@@ -20,6 +20,9 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     store: StoreConfig
     sockets: list[int]
     """File descriptors of listening sockets, inherited under the same numbers."""
+    board: int
+    """Descriptor of the board of connection counts (``engine.http.crowd``), inherited."""
+    workers: int
     credentials: Credentials
     owner_id: str
     """Canonical id of the user that the credentials belong to."""

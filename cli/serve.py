@@ -22,6 +22,7 @@ from cli.settings import Settings
 from cli.supervisor import Supervisor
 from engine import open_engine, prepare_store
 from engine.config import StoreConfig
+from engine.http.crowd import make_board
 from engine.types import StoreStatus
 
 log = structlog.get_logger()
@@ -47,6 +48,7 @@ def run_server(settings: Settings, environment: Mapping[str, str]) -> None:
         make_tls_context(settings.tls_cert, settings.tls_key)
     given = from_environment(environment)
     sockets = listen(settings.s3)
+    board = make_board(settings.workers)
     try:
         status = trio.run(_prepare, settings.store_config())
         _announce(status)
@@ -56,13 +58,16 @@ def run_server(settings: Settings, environment: Mapping[str, str]) -> None:
             source = load_or_create(settings.data)
         supervisor = Supervisor(
             WORKER_COMMAND,
-            _worker_configs(settings, sockets, source, owner_id=_owner_id(status.store_id)),
+            _worker_configs(
+                settings, sockets, source, board=board, owner_id=_owner_id(status.store_id)
+            ),
             ready=lambda: _print_ready(settings, sockets, source),
         )
         trio.run(supervisor.run)
     finally:
         for bound in sockets:
             bound.close()
+        os.close(board)
     log.info("stopped")
 
 
@@ -98,10 +103,13 @@ def _worker_configs(
     sockets: list[socket.socket],
     source: CredentialsSource,
     *,
+    board: int,
     owner_id: str,
 ) -> list[WorkerConfig]:
     return [
         WorkerConfig(
+            board=board,
+            workers=settings.workers,
             number=number,
             store=settings.store_config(),
             sockets=[bound.fileno() for bound in sockets],

@@ -209,7 +209,7 @@ class Supervisor:
             self._command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            pass_fds=config.sockets,
+            pass_fds=[*config.sockets, config.board],
             env=environment,
         )
         self._processes.add(process)

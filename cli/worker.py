@@ -29,6 +29,7 @@ from cli.logs import configure_logs
 from cli.outcome import innermost, one_line
 from engine import open_engine
 from engine.errors import ConfigError
+from engine.http.crowd import Crowd
 from engine.http.limits import Limits
 from engine.http.server import serve
 from engine.ids import Clock
@@ -83,6 +84,7 @@ async def _serve(config: WorkerConfig, reports: int) -> None:
                     tls=tls,
                     log=log,
                     shutdown=shutdown,
+                    crowd=Crowd(config.board, config.number - 1, config.workers),
                 )
             )
             # What is alive now stays so; the collector need not look at it again.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import heapq
+import select
 import socket
 import ssl
 import time
@@ -19,12 +20,14 @@ import trio
 from structlog.typing import FilteringBoundLogger
 
 from engine.http.connection import Connection, Surroundings
+from engine.http.crowd import Crowd
 from engine.http.limits import Limits
 from engine.http.message import Handler
 from engine.http.response import DateHeader
 from engine.http.transport import ConnectionLost, TcpTransport, TlsTransport, Transport
 
 _ACCEPT_BATCH: Final = 32
+_TURN_S: Final = 0.002
 _EVICT_BATCH: Final = 16
 _BACK_OFF_S: Final = 0.1
 _LISTENER_BROKEN: Final = frozenset((errno.EBADF, errno.EINVAL, errno.ENOTSOCK, errno.EOPNOTSUPP))
@@ -78,7 +81,9 @@ class Server:
         limits: Limits,
         log: FilteringBoundLogger,
         clock: Callable[[], float] = time.time,
+        crowd: Crowd | None = None,
     ) -> None:
+        self._crowd = crowd
         self._around = Surroundings(handler, limits, log, DateHeader(clock))
         self._limits = limits
         self._log = log
@@ -90,12 +95,28 @@ class Server:
         """Serve one connection to its end. Raises nothing but Cancelled."""
         connection = Connection(transport, self._around)
         self._connections.add(connection)
+        self._count()
         try:
             await connection.run()
         finally:
             self._connections.discard(connection)
+            self._count()
             if not self._connections:
                 self._empty.set()
+
+    def _count(self) -> None:
+        if self._crowd is not None:
+            self._crowd.set_count(len(self._connections))
+
+    async def _let_others_go_first(self, listener: socket.socket) -> None:
+        """Return when a connection is there and it is our turn, or others were slow to take it."""
+        while True:
+            await trio.lowlevel.wait_readable(listener)
+            if self._crowd is None or not self._crowd.is_ahead():
+                return
+            await trio.sleep(_TURN_S)
+            if not self._crowd.is_ahead() or _readable(listener):
+                return
 
     async def watch(self) -> None:
         """Enforce the time limits of all connections; runs until cancelled."""
@@ -119,9 +140,10 @@ class Server:
         """
         failing = False
         while True:
-            await trio.lowlevel.wait_readable(listener)
+            await self._let_others_go_first(listener)
             await self._take_slot()
-            for attempt in range(_ACCEPT_BATCH):
+            # With others, one at a time: the count is looked at again before the next.
+            for attempt in range(_ACCEPT_BATCH if self._crowd is None else 1):
                 if attempt and not self._try_slot():
                     break  # whether anyone still waits, the listener says
                 try:
@@ -184,6 +206,12 @@ class Server:
             connection.retire()
 
 
+def _readable(listener: socket.socket) -> bool:
+    poll = select.poll()
+    poll.register(listener, select.POLLIN)
+    return bool(poll.poll(0))
+
+
 async def serve(
     handler: Handler,
     listeners: Sequence[socket.socket],
@@ -192,6 +220,7 @@ async def serve(
     tls: ssl.SSLContext | None,
     log: FilteringBoundLogger,
     shutdown: trio.Event,
+    crowd: Crowd | None = None,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Answer requests on the listeners until ``shutdown`` is set, then finish and return.
@@ -206,7 +235,7 @@ async def serve(
     Raises:
         OSError: a listener is unusable. No single connection's fault ends the server.
     """
-    server = Server(handler, limits=limits, log=log)
+    server = Server(handler, limits=limits, log=log, crowd=crowd)
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(server.watch)

@@ -29,6 +29,8 @@ def test_a_config_survives_the_pipe() -> None:
         number=2,
         store=StoreConfig(data=Path("/a b"), drives=(Path("/d/1"),), profile=Profile(4, 2)),
         sockets=[5, 7],
+        board=9,
+        workers=2,
         credentials=Credentials("access", "secret\nsecret"),
         owner_id="owner",
         region="eu-1",

@@ -20,6 +20,7 @@ from cli.outcome import WorkersFailed
 from cli.supervisor import Patience, Supervisor
 from engine.config import StoreConfig
 from engine.errors import ConfigError
+from engine.http.crowd import make_board
 from tests.support import fake_worker
 from tests.support.logs import Logs
 
@@ -29,11 +30,17 @@ GIVE_UP_S = 60.0
 HASTE = Patience(start_s=GIVE_UP_S, stop_s=GIVE_UP_S, quick_deaths_max=3, delay_s=0.0)
 
 
+BOARD = make_board(8)
+"""Inherited by all workers of all tests here; nobody counts on it."""
+
+
 def config(number: int) -> WorkerConfig:
     return WorkerConfig(
         number=number,
         store=StoreConfig(data=Path("/nowhere")),
         sockets=[],
+        board=BOARD,
+        workers=1,
         credentials=Credentials("access", "secretsecret"),
         owner_id="owner",
         region="us-east-1",
