@@ -53,8 +53,10 @@ class Store:
     def add_usage(self, tr: Transaction, bucket_id: BucketId, size: int, count: int) -> None:
         """Count versions and their bytes; sharded so that one bucket has no single hot key."""
         shard = self.random(1)[0] % USAGE_SHARDS
-        tr.add(keyspace.usage(bucket_id, shard, b"b"), size)
-        tr.add(keyspace.usage(bucket_id, shard, b"n"), count)
+        if size:
+            tr.add(keyspace.usage(bucket_id, shard, b"b"), size)
+        if count:
+            tr.add(keyspace.usage(bucket_id, shard, b"n"), count)
 
     def discard(self, tr: Transaction, record: VersionRecord | PartRecord) -> None:
         """Let go of the bytes of a version or part whose row the caller removes."""

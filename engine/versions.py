@@ -10,6 +10,8 @@ object versions".
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from engine.errors import InvalidArgument
 from engine.ids import DataId
 from engine.meta import keyspace
@@ -87,27 +89,40 @@ def _put_behind(tr: Transaction, bucket: BucketInfo, key: bytes, record: Version
         tr.set(keyspace.null(bucket.bucket_id, key), record.sequence.to_bytes(8, "big"))
 
 
-def _let_go(store: Store, tr: Transaction, bucket: BucketInfo, record: VersionRecord) -> None:
+class _Freed(NamedTuple):
+    """What the usage counters have to give back."""
+
+    size: int
+    versions: int
+
+
+_NOTHING = _Freed(0, 0)
+
+
+def _let_go(store: Store, tr: Transaction, record: VersionRecord) -> _Freed:
     """The version is removed for good: its bytes become garbage."""
-    if not record.delete_marker:
-        store.discard(tr, record)
-        store.add_usage(tr, bucket.bucket_id, -record.size, -1)
+    if record.delete_marker:
+        return _NOTHING
+    store.discard(tr, record)
+    return _Freed(record.size, 1)
 
 
 async def _remove_null_behind(
     store: Store, tr: Transaction, bucket: BucketInfo, key: bytes
-) -> None:
+) -> _Freed:
     """Remove the ``null`` version under ``V``, if there is one, for a new one takes its place."""
     null_key = keyspace.null(bucket.bucket_id, key)
     raw = await tr.get(null_key)
     if raw is None:
-        return
+        return _NOTHING
+    freed = _NOTHING
     row_key = keyspace.version(bucket.bucket_id, key, int.from_bytes(raw, "big"))
     row = await tr.get(row_key)
     if row is not None:
-        _let_go(store, tr, bucket, decode_version(row))
+        freed = _let_go(store, tr, decode_version(row))
         tr.clear(row_key)
     tr.clear(null_key)
+    return freed
 
 
 async def _step_back(
@@ -116,20 +131,20 @@ async def _step_back(
     bucket: BucketInfo,
     key: bytes,
     current: VersionRecord | None,
-) -> None:
+) -> _Freed:
     """Make room for a new newest version: the current one becomes noncurrent, or, when it is
     ``null`` and the new one is ``null`` as well, goes for good."""
     if bucket.versioning == "Enabled":
         if current is not None:
             _put_behind(tr, bucket, key, current)
-        return
+        return _NOTHING
     if current is not None:
         if current.version_id == NULL:
-            _let_go(store, tr, bucket, current)
-            return
+            return _let_go(store, tr, current)
         _put_behind(tr, bucket, key, current)
     if bucket.versioning:
-        await _remove_null_behind(store, tr, bucket, key)
+        return await _remove_null_behind(store, tr, bucket, key)
+    return _NOTHING
 
 
 async def put_version(
@@ -141,9 +156,9 @@ async def put_version(
     record: VersionRecord,
 ) -> None:
     """Make ``record`` (with its sequence and id set) the current version."""
-    await _step_back(store, tr, bucket, key, current)
+    freed = await _step_back(store, tr, bucket, key, current)
     tr.set(keyspace.object_(bucket.bucket_id, key), encode(record))
-    store.add_usage(tr, bucket.bucket_id, record.size, 1)
+    store.add_usage(tr, bucket.bucket_id, record.size - freed.size, 1 - freed.versions)
     store.feed(tr, bucket.bucket_id, key, "put", record.version_id)
 
 
@@ -170,13 +185,15 @@ async def delete_current(
     current = await current_version(tr, bucket, raw_key)
     if not bucket.versioning:
         if current is not None:
-            _let_go(store, tr, bucket, current)
+            freed = _let_go(store, tr, current)
+            store.add_usage(tr, bucket.bucket_id, -freed.size, -freed.versions)
             tr.clear(keyspace.object_(bucket.bucket_id, raw_key))
             store.feed(tr, bucket.bucket_id, raw_key, "delete", current.version_id)
         return Deleted(key, None, False)
     sequence = await next_sequence(tr, bucket, raw_key, current)
     marker = _new_marker(store, bucket, sequence)
-    await _step_back(store, tr, bucket, raw_key, current)
+    freed = await _step_back(store, tr, bucket, raw_key, current)
+    store.add_usage(tr, bucket.bucket_id, -freed.size, -freed.versions)
     tr.clear(keyspace.object_(bucket.bucket_id, raw_key))
     _put_behind(tr, bucket, raw_key, marker)
     store.feed(tr, bucket.bucket_id, raw_key, "marker", marker.version_id)
@@ -211,7 +228,8 @@ async def take_current(
     if behind is not None and not behind.delete_marker:
         marker = _new_marker(store, bucket, record.sequence)
         if marker.version_id == NULL:
-            await _remove_null_behind(store, tr, bucket, raw_key)
+            freed = await _remove_null_behind(store, tr, bucket, raw_key)
+            store.add_usage(tr, bucket.bucket_id, -freed.size, -freed.versions)
         _put_behind(tr, bucket, raw_key, marker)
         kind, version_id = "marker", marker.version_id
     store.feed(tr, bucket.bucket_id, raw_key, kind, version_id)
@@ -227,7 +245,8 @@ async def delete_version(
 ) -> None:
     """Remove one version for good; the newest one that is left becomes current unless it is a
     marker."""
-    _let_go(store, tr, bucket, record)
+    freed = _let_go(store, tr, record)
+    store.add_usage(tr, bucket.bucket_id, -freed.size, -freed.versions)
     object_key = keyspace.object_(bucket.bucket_id, raw_key)
     if is_current:
         tr.clear(object_key)
