@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cli.arguments import format_bytes
+from cli.logs import configure_logs
 from engine import Engine, open_engine
 from engine.config import StoreConfig
 from engine.errors import ConfigError
@@ -90,6 +91,9 @@ def _ask(data: Path, question: Callable[[Engine], Awaitable[T]]) -> T:
         raise ConfigError(
             f"no store in {data}; name its folder with --data, or make one with `lode serve`"
         )
+
+    # Standard output is for the answer alone: opening a store may warn of missing drives.
+    configure_logs("warning", as_json=False)
 
     async def main() -> T:
         # Garbage collection and repair are the server's work.
