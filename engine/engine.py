@@ -19,6 +19,7 @@ from engine.meta.records import Checksum
 from engine.multipart import Uploads
 from engine.objects import Objects
 from engine.opened import OpenedObject
+from engine.paths import Paths
 from engine.rename import Renames
 from engine.services.collector import collect
 from engine.services.fsck import check_store
@@ -60,6 +61,7 @@ class Engine:
         self._completion = Completion(store)
         self._renames = Renames(store)
         self.changes = Changes(store)
+        self.paths = Paths(store)
         self._listings = Listings(store)
 
     # Buckets

@@ -85,7 +85,7 @@ def _common_prefix(key: bytes, prefix_size: int, delimiter: bytes) -> bytes | No
     return None if found < 0 else key[: found + len(delimiter)]
 
 
-def _first_key(prefix: bytes, after: bytes, delimiter: bytes) -> bytes:
+def first_key(prefix: bytes, after: bytes, delimiter: bytes) -> bytes:
     """Return the least key that a listing behind ``after`` may show.
 
     When ``after`` is itself a common prefix, everything below it was shown with it.
@@ -117,7 +117,7 @@ class Listings:
         self, bucket_name: str, prefix: str, delimiter: str, after: str, limit: int
     ) -> ObjectListing:
         raw_prefix, raw_delimiter = prefix.encode(), delimiter.encode()
-        first = _first_key(raw_prefix, after.encode(), raw_delimiter)
+        first = first_key(raw_prefix, after.encode(), raw_delimiter)
 
         async def body(tr: ReadTransaction) -> ObjectListing:
             bucket = await get_bucket(tr, bucket_name)
@@ -169,7 +169,7 @@ class Listings:
             if version_id_marker and raw_marker.startswith(raw_prefix):
                 await page.seek_behind(raw_marker, version_id_marker)
             else:
-                page.seek(_first_key(raw_prefix, raw_marker, raw_delimiter))
+                page.seek(first_key(raw_prefix, raw_marker, raw_delimiter))
             prefixes: list[str] = []
             versions: list[ListedKeyVersion] = []
             last_key, last_version = b"", ""
