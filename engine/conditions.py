@@ -52,6 +52,11 @@ def check_write(
     """
     if conditions is NO_CONDITIONS:
         return
+    if conditions.if_match_data_id is not None:
+        # Before all others: who opened a version asks whether it is still there, not what is.
+        data_id = b"" if current is None else current.data_id
+        if data_id != conditions.if_match_data_id:
+            raise PreconditionFailed("data id")
     if current is None:
         if conditions.if_match is not None:
             raise NoSuchKey(bucket, key)

@@ -21,6 +21,7 @@ from engine.objects import Objects
 from engine.opened import OpenedObject
 from engine.paths import Paths
 from engine.rename import Renames
+from engine.rename_tree import TreeRenames
 from engine.services.collector import collect
 from engine.services.fsck import check_store
 from engine.services.status import store_status
@@ -60,6 +61,7 @@ class Engine:
         self._uploads = Uploads(store, self._objects)
         self._completion = Completion(store)
         self._renames = Renames(store)
+        self._tree_renames = TreeRenames(store)
         self.changes = Changes(store)
         self.paths = Paths(store)
         self._listings = Listings(store)
@@ -226,6 +228,37 @@ class Engine:
         return await self._renames.rename(
             bucket, key, new_key, conditions=conditions, new_conditions=new_conditions
         )
+
+    async def rename_tree(self, bucket: str, prefix: str, new_prefix: str) -> int:
+        """Move every current version below ``prefix`` to the same place below ``new_prefix``;
+        return how many. No bytes are copied.
+
+        Up to ``rename_tree.ATOMIC_MAX`` keys in one transaction. More move step by step, each
+        step a transaction, during which both places show a part; when this process ends on the
+        way, another one finishes (or the next rename that meets it). The target has to be empty
+        but for a key that is ``new_prefix`` itself.
+
+        Raises: NoSuchBucket; NoSuchKey: nothing is below ``prefix``; PreconditionFailed (``empty
+        target``); InvalidName: a new key would be too long; InvalidArgument: into itself;
+        ConditionConflict: done, but for keys that somebody wrote at the target meanwhile.
+        """
+        return await self._tree_renames.rename_tree(bucket, prefix, new_prefix)
+
+    async def set_metadata(
+        self,
+        bucket: str,
+        key: str,
+        change: Callable[[Pairs], Pairs],
+        *,
+        conditions: Conditions = NO_CONDITIONS,
+    ) -> ObjectInfo:
+        """Replace the current version's user metadata by what ``change`` makes of them; bytes,
+        version, ETag and time of modification stay, with versioning as well.
+
+        ``change`` is pure: it may be called more than once.
+        Raises: NoSuchBucket, NoSuchKey, PreconditionFailed.
+        """
+        return await self._objects.set_metadata(bucket, key, change, conditions)
 
     async def set_tags(
         self, bucket: str, key: str, tags: Pairs, *, version_id: str | None = None

@@ -30,10 +30,12 @@ __all__ = [
     "InvalidPartOrder",
     "InvalidRange",
     "IsDeleteMarker",
+    "Locked",
     "NoSpace",
     "NoSuchBucket",
     "NoSuchConfiguration",
     "NoSuchKey",
+    "NoSuchLock",
     "NoSuchUpload",
     "NoSuchVersion",
     "NotModified",
@@ -125,6 +127,16 @@ class IsDeleteMarker(RequestError):
         self.created_ms = created_ms
 
 
+class NoSuchLock(RequestError):
+    """No lock with this token, of this principal, covers the key; it may have timed out."""
+
+    def __init__(self, bucket: str, key: str, token: str) -> None:
+        super().__init__(f"no lock {token} on {key!r} in bucket {bucket!r}")
+        self.bucket = bucket
+        self.key = key
+        self.token = token
+
+
 class NoSuchUpload(RequestError):
     def __init__(self, upload_id: str) -> None:
         super().__init__(f"no multipart upload {upload_id}")
@@ -156,7 +168,8 @@ class InvalidRange(RequestError):
 
 
 class PreconditionFailed(RequestError):
-    """``condition`` names the header that failed: ``If-Match``, ``If-None-Match``, ..."""
+    """``condition`` names what failed: a header (``If-Match``, ``If-None-Match``, ...), ``data
+    id`` (``Conditions.if_match_data_id``) or ``empty target`` (``Engine.rename_tree``)."""
 
     def __init__(self, condition: str) -> None:
         super().__init__(f"{condition} does not hold")
@@ -178,6 +191,20 @@ class ConditionConflict(ConflictError):
     def __init__(self, key: str) -> None:
         super().__init__(f"{key!r} was changed by another request")
         self.key = key
+
+
+class Locked(ConflictError):
+    """A lock whose token was not given covers ``key``, or what a new lock would cover.
+
+    ``root`` is the key that is locked: ``key`` itself, a folder above or something below it;
+    a folder ends with ``/``, and the bucket itself is the empty key.
+    """
+
+    def __init__(self, bucket: str, key: str, root: str) -> None:
+        super().__init__(f"{key!r} in bucket {bucket!r} is locked at {root!r}")
+        self.bucket = bucket
+        self.key = key
+        self.root = root
 
 
 class BadDigest(RequestError):

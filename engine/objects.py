@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -382,6 +382,24 @@ class Objects:
             is_current = current is not None and current.version_id == record.version_id
             record = msgspec.structs.replace(record, tags=tags)
             replace_attributes(store, tr, bucket, raw_key, record, is_current)
+            return ObjectInfo(bucket, key, record)
+
+        return await store.db.run(body)
+
+    async def set_metadata(
+        self,
+        bucket_name: str,
+        key: str,
+        change: Callable[[Pairs], Pairs],
+        conditions: Conditions,
+    ) -> ObjectInfo:
+        store = self._store
+
+        async def body(tr: Transaction) -> ObjectInfo:
+            bucket, record = await self._find(tr, bucket_name, key, None)
+            check_write(conditions, bucket_name, key, record)
+            record = msgspec.structs.replace(record, metadata=change(record.metadata))
+            replace_attributes(store, tr, bucket, key_bytes(key), record, is_current=True)
             return ObjectInfo(bucket, key, record)
 
         return await store.db.run(body)

@@ -25,6 +25,7 @@ from engine.meta import keyspace
 from engine.meta.embedded import open_embedded
 from engine.meta.kv import Database, ReadTransaction, Transaction
 from engine.node.disk import Disk, RealDisk
+from engine.rename_tree import finish_all
 from engine.services.collector import collect
 from engine.services.leases import Step, run_leased
 from engine.services.repair import DamageLog, RepairService
@@ -33,6 +34,7 @@ from engine.store import Store
 
 COLLECT_EVERY_S = 60.0
 COMPACT_EVERY_S = 300.0
+FINISH_RENAMES_EVERY_S = 60.0
 CLOSE_S_MAX = 20.0
 WORK_THREADS = 4
 DISK_THREADS = 64
@@ -167,6 +169,7 @@ def _start_services(store: Store, drives: Drives, tasks: trio.Nursery) -> None:
     services: list[tuple[str, Step, Step]] = [
         ("repair", repair.work, repair.wait),
         ("collector", partial(_collect, store), partial(trio.sleep, COLLECT_EVERY_S)),
+        ("tree renames", partial(finish_all, store), partial(trio.sleep, FINISH_RENAMES_EVERY_S)),
         ("compaction", drives.compact, partial(trio.sleep, COMPACT_EVERY_S)),
     ]
     for name, work, wait in services:

@@ -51,34 +51,36 @@ class Renames:
                 return ObjectInfo(bucket, key, record)
             replaced = await current_version(tr, bucket, raw_new)
             check_write(new_conditions, bucket_name, new_key, replaced)
-            moved = await self._move(tr, bucket, raw_key, raw_new, record, replaced)
+            moved = await move(self._store, tr, bucket, (raw_key, record), (raw_new, replaced))
             return ObjectInfo(bucket, new_key, moved)
 
         return await self._store.db.run(body)
 
-    async def _move(
-        self,
-        tr: Transaction,
-        bucket: BucketInfo,
-        raw_key: bytes,
-        raw_new: bytes,
-        record: VersionRecord,
-        replaced: VersionRecord | None,
-    ) -> VersionRecord:
-        store = self._store
-        sequence = await next_sequence(tr, bucket, raw_new, replaced)
-        moved = msgspec.structs.replace(
-            record, sequence=sequence, version_id=new_version_id(store, bucket, sequence)
-        )
-        if isinstance(record.data, ChunkData):
-            for chunk_id, _ in record.data.chunks:
-                row = await tr.get(keyspace.chunk(chunk_id))
-                if row is None:
-                    raise Corrupt(f"chunk {chunk_id.hex()} has no record")
-                chunk = decode_chunk(row)
-                owner = msgspec.structs.replace(chunk.owner, key=raw_new, sequence=sequence)
-                chunk = msgspec.structs.replace(chunk, owner=owner)
-                tr.set(keyspace.chunk(chunk_id), encode(chunk))
-        await take_current(store, tr, bucket, raw_key, record)
-        await put_version(store, tr, bucket, raw_new, replaced, moved)
-        return moved
+
+async def move(
+    store: Store,
+    tr: Transaction,
+    bucket: BucketInfo,
+    source: tuple[bytes, VersionRecord],
+    target: tuple[bytes, VersionRecord | None],
+) -> VersionRecord:
+    """Make the current version of the source's key that of the target's, in the caller's
+    transaction; return it as it is now. Both are given with their current version."""
+    raw_key, record = source
+    raw_new, replaced = target
+    sequence = await next_sequence(tr, bucket, raw_new, replaced)
+    moved = msgspec.structs.replace(
+        record, sequence=sequence, version_id=new_version_id(store, bucket, sequence)
+    )
+    if isinstance(record.data, ChunkData):
+        for chunk_id, _ in record.data.chunks:
+            row = await tr.get(keyspace.chunk(chunk_id))
+            if row is None:
+                raise Corrupt(f"chunk {chunk_id.hex()} has no record")
+            chunk = decode_chunk(row)
+            owner = msgspec.structs.replace(chunk.owner, key=raw_new, sequence=sequence)
+            chunk = msgspec.structs.replace(chunk, owner=owner)
+            tr.set(keyspace.chunk(chunk_id), encode(chunk))
+    await take_current(store, tr, bucket, raw_key, record)
+    await put_version(store, tr, bucket, raw_new, replaced, moved)
+    return moved

@@ -58,6 +58,24 @@ class Attributes(msgspec.Struct, frozen=True):
     storage_class: str = "STANDARD"
 
 
+class StateTest(msgspec.Struct, frozen=True):
+    """One thing that has to be so, or with ``negated`` not to be so, of a resource."""
+
+    token: str = ""
+    """A lock with this token covers it; looked at when there is no ``etag``."""
+    etag: str | None = None
+    """Its current version has this ETag."""
+    negated: bool = False
+
+
+class StateList(msgspec.Struct, frozen=True):
+    """All ``tests`` hold for one resource: a key, a folder (``a/``) or a bucket (``""``)."""
+
+    bucket: str
+    key: str
+    tests: tuple[StateTest, ...]
+
+
 class Conditions(msgspec.Struct, frozen=True):
     """Preconditions (RFC 9110, section 13), decided in the transaction that commits.
 
@@ -72,6 +90,15 @@ class Conditions(msgspec.Struct, frozen=True):
     """Conditional delete only."""
     if_match_modified_ms: int | None = None
     """Conditional delete only: equal to the second."""
+    if_match_data_id: bytes | None = None
+    """The current version has these very bytes (``record.data_id`` of what was opened), however
+    alike another's ETag is; ``b""``: there is no current version. Writes, deletes, renames."""
+    states: tuple[StateList, ...] = ()
+    """When there are any, one of them has to hold (RFC 4918, section 10.4). Writes only."""
+    lock_tokens: tuple[str, ...] = ()
+    """Tokens of the locks that the writer holds; see ``engine.locks``."""
+    principal: str = ""
+    """Who writes: a lock's token is good only in the hands of who took the lock."""
 
 
 NO_CONDITIONS = Conditions()
@@ -110,6 +137,38 @@ class Deleted:
     version_id: str | None
     delete_marker: bool
     """A delete marker was made (no version was named) or removed (it was named)."""
+
+
+class LockRequest(msgspec.Struct, frozen=True):
+    principal: str
+    owner: str
+    """XML, kept and given back."""
+    exclusive: bool
+    deep: bool
+    timeout_s: int
+
+
+class LockInfo(NamedTuple):
+    """One lock that has not timed out."""
+
+    bucket: str
+    root: str
+    """The key that was locked; a folder ends with ``/``, ``""`` is the bucket."""
+    token: str
+    exclusive: bool
+    deep: bool
+    principal: str
+    owner: str
+    timeout_s: int
+    """As granted."""
+    expires_ms: int
+
+
+class PropertyChange(NamedTuple):
+    name: str
+    """``{namespace}name``"""
+    xml: str | None
+    """The whole element; None removes the property."""
 
 
 class DeleteItem(NamedTuple):

@@ -24,6 +24,8 @@ prefix rest of the key                                      value
 ``L``  lease name                                           LeaseRecord
 ``F``  versionstamp (10), key                               FeedRecord
 ``T``  bucket id (8), prefix                                TreeRename, while it is under way
+``Q``  bucket id (8), key                                   PropertiesRecord
+``W``  bucket id (8), root: a key, a folder or nothing      LocksRecord
 ``A``  setting name                                         store id, format version, profile
 ====== ==================================================== =====================================
 
@@ -52,6 +54,9 @@ BUCKET, CONFIG, OBJECT, VERSION, NULL = b"B", b"C", b"O", b"V", b"N"
 INLINE, UPLOAD, PART, PART_COUNT, MANIFEST = b"I", b"U", b"P", b"G", b"M"
 CHUNK, GARBAGE, USAGE, SESSION, NODE = b"K", b"X", b"Z", b"S", b"D"
 NODE_COUNTER, REPAIR, STRAY, LEASE, FEED, SETTING = b"E", b"R", b"Y", b"L", b"F", b"A"
+
+TREE_RENAME = b"T"
+PROPERTIES, LOCK = b"Q", b"W"
 
 FEED_HEAD = SETTING + b"feed"
 """Counter that every change of a key bumps; followers of the feed watch it."""
@@ -184,6 +189,14 @@ def lease(name: str) -> bytes:
 
 def tree_rename(bucket_id: BucketId, prefix: bytes) -> bytes:
     return TREE_RENAME + bucket_id + prefix
+
+
+def properties(bucket_id: BucketId, key: bytes) -> bytes:
+    return PROPERTIES + bucket_id + key
+
+
+def lock(bucket_id: BucketId, root: bytes) -> bytes:
+    return LOCK + bucket_id + root
 
 
 def setting(name: str) -> bytes:

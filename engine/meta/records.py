@@ -217,7 +217,8 @@ class LeaseRecord(_Record, frozen=True):
 
 
 class FeedRecord(_Record, frozen=True):
-    """One change of one key. ``kind``: ``put``, ``delete``, ``marker``, ``tags``."""
+    """One change of one key. ``kind``: ``put``, ``delete``, ``marker``, ``tags``,
+    ``properties``."""
 
     format: int
     at_ms: int
@@ -225,6 +226,47 @@ class FeedRecord(_Record, frozen=True):
     key: bytes
     kind: str
     version_id: str
+
+
+class TreeRename(_Record, frozen=True):
+    """A rename of all keys below a prefix, too many for one transaction, that is under way."""
+
+    format: int
+    bucket: str
+    new_prefix: bytes
+    started_ms: int
+    after: bytes = b""
+    """The last key that was dealt with; the next step begins behind it."""
+    moved: int = 0
+    left: int = 0
+    """Keys that stay where they were, since somebody wrote the new key meanwhile."""
+
+
+class PropertiesRecord(_Record, frozen=True):
+    """What WebDAV calls dead properties: kept beside the object, whatever its version."""
+
+    format: int
+    properties: list[tuple[str, str]]
+    """(``{namespace}name``, the whole element as XML), sorted by name."""
+
+
+class LockEntry(_Record, frozen=True):
+    token: str
+    exclusive: bool
+    deep: bool
+    """The lock of a folder covers all that is below it."""
+    principal: str
+    owner: str
+    """What the client says about its owner: XML, given back as it came."""
+    timeout_s: int
+    expires_ms: int
+
+
+class LocksRecord(_Record, frozen=True):
+    """All locks with one root: one exclusive lock, or shared ones."""
+
+    format: int
+    locks: list[LockEntry]
 
 
 FORMAT = 1
@@ -245,4 +287,7 @@ decode_session = msgspec.msgpack.Decoder(SessionRecord).decode
 decode_node = msgspec.msgpack.Decoder(NodeRecord).decode
 decode_repair = msgspec.msgpack.Decoder(RepairRecord).decode
 decode_lease = msgspec.msgpack.Decoder(LeaseRecord).decode
+decode_tree_rename = msgspec.msgpack.Decoder(TreeRename).decode
+decode_properties = msgspec.msgpack.Decoder(PropertiesRecord).decode
+decode_locks = msgspec.msgpack.Decoder(LocksRecord).decode
 decode_feed = msgspec.msgpack.Decoder(FeedRecord).decode
