@@ -1,0 +1,238 @@
+"""One mount's view of the store: paths to nodes, nodes to attributes.
+
+What every part of the mount shares is here: engine, options, inode table, open files, and how
+long the kernel may believe an answer.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import NamedTuple
+
+import structlog
+
+from engine.engine import Engine
+from engine.errors import NoSuchBucket
+from engine.meta.records import VersionRecord
+from engine.paths import Path
+from engine.types import KEY_BYTES_MAX, BucketInfo
+from fs.attributes import AttributeReader, Stat
+from fs.errors import Refused
+from fs.handles import FileHandle, Handles
+from fs.inodes import InodeTable, Kind, Node, identity_of
+from fs.names import NAME_BYTES_MAX, Mark, decode, split
+from fs.options import MountOptions
+
+BUCKETS_MAX = 1000
+
+
+class Place(NamedTuple):
+    """Where a file name in a directory leads, whether something is there or not."""
+
+    bucket: str
+    text: str
+    """Bucket and key path: without a slash at its end even for a directory."""
+    mark: Mark
+
+
+class Found(NamedTuple):
+    node: Node
+    stat: Stat
+    record: VersionRecord | None
+    """Of a file."""
+
+
+class View:
+    def __init__(
+        self,
+        engine: Engine,
+        options: MountOptions,
+        log: structlog.typing.FilteringBoundLogger,
+        *,
+        bucket: BucketInfo | None,
+        started_ms: int,
+    ) -> None:
+        """``bucket``: the one that is mounted; None: all of them."""
+        self.engine = engine
+        self.options = options
+        self.log = log
+        self.started_ms = started_ms
+        self.attributes = AttributeReader(options)
+        self.files: Handles[FileHandle] = Handles()
+        if bucket is None:
+            root = Node(Kind.TOP, "", b"", "", base=0, version_id="")
+        else:
+            prefix = options.prefix
+            root = Node(
+                Kind.DIRECTORY,
+                bucket.name,
+                bucket.bucket_id,
+                prefix,
+                base=len(prefix),
+                version_id="",
+            )
+        self.table = InodeTable(root)
+        self.feed_followed = False
+        """Changes by others reach the kernel: it may keep answers for long."""
+        self.epoch = 0
+        """Counts up with every page of changes: an answer from before may be stale."""
+
+    def timeout_s(self, epoch: int) -> float:
+        """Return how long the kernel may keep an answer that was begun in ``epoch``.
+
+        A change that was announced before the answer reaches the kernel would be missed.
+        """
+        if epoch != self.epoch:
+            return 0.0
+        options = self.options
+        return options.timeout_s if self.feed_followed else options.timeout_unfed_s
+
+    # Names to places
+
+    def place(self, parent: Node, name: bytes) -> Place:
+        """Return where ``name`` in the directory ``parent`` leads.
+
+        Raises Refused: ENOTDIR, ENAMETOOLONG. NotUtf8, ReservedName: no key has the name.
+        """
+        if len(name) > NAME_BYTES_MAX:
+            raise Refused(errno.ENAMETOOLONG)
+        decoded = decode(name)
+        match parent.kind:
+            case Kind.TOP:
+                return Place(decoded.text, "", decoded.mark)
+            case Kind.DIRECTORY:
+                path = parent.key + decoded.text
+                if len(path) * 4 > KEY_BYTES_MAX and len(path.encode()) > KEY_BYTES_MAX:
+                    raise Refused(errno.ENAMETOOLONG)
+                return Place(parent.bucket, path, decoded.mark)
+            case _:
+                raise Refused(errno.ENOTDIR)
+
+    # Lookup and attributes
+
+    async def look_up(self, parent: Node, name: bytes) -> Found | None:
+        """Return what stands under a name now, or None. The node is not yet counted."""
+        if name == b".":
+            return await self.describe(parent)
+        if name == b"..":
+            return await self.describe(self.table.get(parent.parent))
+        place = self.place(parent, name)
+        if parent.kind is Kind.TOP:
+            return await self._find_bucket(place)
+        if place.mark is Mark.MORE:
+            return await self._find_more(parent, place)
+        path = await self.engine.paths.find(place.bucket, place.text)
+        if place.mark is Mark.NONE and path.is_directory:
+            return self._directory(path, place.text + "/")
+        if path.record is None or (parent.base != len(parent.key) and not _goes_on(parent, place)):
+            return None
+        return self.file(path.bucket, place.text, path.record)
+
+    async def _find_bucket(self, place: Place) -> Found | None:
+        if place.mark is not Mark.NONE:
+            return None
+        try:
+            bucket = await self.engine.bucket(place.bucket)
+        except NoSuchBucket:
+            return None
+        return self.bucket(bucket)
+
+    async def _find_more(self, parent: Node, place: Place) -> Found | None:
+        """A ``%more`` folder is there if something in it is."""
+        page = await self.engine.paths.page(place.bucket, place.text, place.text, 1)
+        if not page.entries:
+            return None
+        return self.more(page.bucket, place.text, parent.base)
+
+    def bucket(self, bucket: BucketInfo) -> Found:
+        node = self.table.find(Kind.DIRECTORY, bucket.name, bucket.bucket_id, "")
+        return Found(node, self.attributes.of_directory(None, bucket.created_ms), None)
+
+    def more(self, bucket: BucketInfo, prefix: str, base: int) -> Found:
+        node = self.table.find(Kind.DIRECTORY, bucket.name, bucket.bucket_id, prefix, base=base)
+        return Found(node, self.attributes.of_directory(None, bucket.created_ms), None)
+
+    def _directory(self, path: Path, prefix: str) -> Found:
+        node = self.table.find(Kind.DIRECTORY, path.bucket.name, path.bucket.bucket_id, prefix)
+        stat = self.attributes.of_directory(path.marker, path.bucket.created_ms)
+        return Found(node, stat, path.marker)
+
+    def file(self, bucket: BucketInfo, key: str, record: VersionRecord) -> Found:
+        """Return the node that shows this version of ``key``, with its attributes."""
+        node = self.table.find(Kind.FILE, bucket.name, bucket.bucket_id, key)
+        node = self.show(node, record.data_id)
+        stat = node.open_stat if node.data_id != record.data_id and node.open_stat else None
+        return Found(node, stat or self.attributes.of_file(record), record)
+
+    def show(self, node: Node, data_id: bytes) -> Node:
+        """Return the node to show a version of its path by: itself, or, while an older version
+        is open through it, another inode."""
+        if node.data_id == data_id:
+            return node
+        if node.handles and node.data_id:
+            self.table.detach(node)
+            node = self.table.find(node.kind, node.bucket, node.bucket_id, node.key)
+        elif node.handles:
+            # Being made by this mount and not committed: its writer knows what it shows.
+            return node
+        node.data_id = data_id
+        return node
+
+    async def describe(self, node: Node) -> Found:
+        """Return a node's attributes as they are now. Raises Refused (ENOENT)."""
+        match node.kind:
+            case Kind.TOP:
+                stat = self.attributes.of_directory(None, self.started_ms)
+                return Found(node, stat, None)
+            case Kind.DIRECTORY:
+                return await self._describe_directory(node)
+            case _:
+                return await self._describe_file(node)
+
+    async def _describe_directory(self, node: Node) -> Found:
+        prefix = node.key
+        if not prefix or node.base != len(prefix):
+            bucket = await self.engine.bucket(node.bucket)
+            return Found(node, self.attributes.of_directory(None, bucket.created_ms), None)
+        path = await self.engine.paths.find(node.bucket, prefix[:-1])
+        if not path.is_directory and node is not self.table.root:
+            raise Refused(errno.ENOENT)
+        stat = self.attributes.of_directory(path.marker, path.bucket.created_ms)
+        return Found(node, stat, path.marker)
+
+    async def _describe_file(self, node: Node) -> Found:
+        if node.open_stat is not None:
+            return Found(node, node.open_stat, None)
+        path = await self.engine.paths.find(node.bucket, node.key)
+        if path.record is None:
+            raise Refused(errno.ENOENT)
+        node.data_id = path.record.data_id
+        return Found(node, self.attributes.of_file(path.record), path.record)
+
+    def known_file(self, bucket_id: bytes, key: str) -> Node | None:
+        return self.table.known(identity_of(Kind.FILE, bucket_id, key))
+
+    def known_directory(self, bucket_id: bytes, prefix: str) -> Node | None:
+        root = self.table.root
+        if root.kind is Kind.DIRECTORY and (root.bucket_id, root.key) == (bucket_id, prefix):
+            return root
+        return self.table.known(identity_of(Kind.DIRECTORY, bucket_id, prefix))
+
+
+def _goes_on(parent: Node, place: Place) -> bool:
+    """Say whether a file in a ``%more`` folder really has too long a name."""
+    component = place.text[parent.base :]
+    return next_piece(component, len(parent.key) - parent.base) is not None
+
+
+def next_piece(component: str, begun: int) -> tuple[str, bool] | None:
+    """Return the piece of a component behind its first ``begun`` characters, and whether it is
+    the last one; None: the component is not cut there."""
+    pieces = split(component)
+    for position, piece in enumerate(pieces):
+        if begun == 0:
+            return piece, position == len(pieces) - 1
+        begun -= len(piece)
+        if begun < 0:
+            return None
+    return None

@@ -1,0 +1,98 @@
+"""The one place that every request of the kernel passes: time limit, errno, log, counters.
+
+pyfuse3 ends the mount on any exception but ``FUSEError``. So nothing else leaves here, except
+cancellation, which is the mount's own end.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Awaitable, Callable
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+import pyfuse3
+import structlog
+import trio
+
+from fs.errors import Refused, errno_of
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Guard:
+    """Wraps handlers; ``counts`` are requests by handler, ``errors`` those by handler and errno."""
+
+    def __init__(self, log: structlog.typing.FilteringBoundLogger, limit_s: float) -> None:
+        self._log = log
+        self._limit_s = limit_s
+        self.counts: dict[str, int] = {}
+        self.errors: dict[tuple[str, int], int] = {}
+
+    def wrapped(
+        self, name: str, handler: Callable[P, Awaitable[T]], *, limit_s: float | None = None
+    ) -> Callable[P, Awaitable[T]]:
+        """Return ``handler`` with everything around it. ``limit_s``: of this one, not the usual."""
+        limit = self._limit_s if limit_s is None else limit_s
+        counts = self.counts
+        counts[name] = 0
+
+        @wraps(handler)
+        async def guarded(*args: P.args, **kwargs: P.kwargs) -> T:
+            counts[name] += 1
+            try:
+                with trio.fail_after(limit):
+                    return await handler(*args, **kwargs)
+            except pyfuse3.FUSEError as error:
+                number = error.errno
+            except Exception as error:  # noqa: BLE001  the mount lives on
+                number = self._errno(name, error)
+            key = (name, number)
+            self.errors[key] = self.errors.get(key, 0) + 1
+            raise pyfuse3.FUSEError(number)
+
+        return guarded
+
+    def wrapped_quiet(
+        self, name: str, handler: Callable[P, Awaitable[None]]
+    ) -> Callable[P, Awaitable[None]]:
+        """Return ``handler`` for a request that has no answer, so that it raises nothing."""
+        guarded = self.wrapped(name, handler)
+
+        @wraps(handler)
+        async def silent(*args: P.args, **kwargs: P.kwargs) -> None:
+            try:
+                await guarded(*args, **kwargs)
+            except pyfuse3.FUSEError:
+                return
+
+        return silent
+
+    def _errno(self, name: str, error: Exception) -> int:
+        number = _errno_of_first(error)
+        if isinstance(error, Refused):
+            assert number is not None
+            return number
+        if number is None:
+            self._log.error("file system request failed", request=name, exc_info=error)
+            return errno.EIO
+        if number in (errno.EIO, errno.ETIMEDOUT, errno.ENOSPC):
+            self._log.warning(
+                "file system request failed",
+                request=name,
+                errno=errno.errorcode.get(number, number),
+                error=str(error) or type(error).__name__,
+            )
+        return number
+
+
+def _errno_of_first(error: BaseException) -> int | None:
+    """Of a group, the first that is known: the others follow from it."""
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            number = _errno_of_first(inner)
+            if number is not None:
+                return number
+        return None
+    return errno_of(error)
