@@ -23,6 +23,15 @@ from engine.types import BucketInfo
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
+_OF_BUCKET = (
+    keyspace.CONFIG,
+    keyspace.NULL,
+    keyspace.USAGE,
+    keyspace.PROPERTIES,
+    keyspace.LOCK,
+)
+"""Subspaces of what goes with its bucket."""
+
 
 def check_bucket_name(name: str) -> None:
     """Raises InvalidName unless the name follows S3's rules for new buckets.
@@ -83,7 +92,7 @@ class Buckets:
                 if await tr.get_range(prefix, keyspace.after_prefix(prefix), limit=1):
                     raise BucketNotEmpty(name)
             tr.clear(keyspace.bucket(name))
-            for subspace in (keyspace.CONFIG, keyspace.NULL, keyspace.USAGE):
+            for subspace in _OF_BUCKET:
                 prefix = subspace + bucket.bucket_id
                 tr.clear_range(prefix, keyspace.after_prefix(prefix))
 

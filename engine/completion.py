@@ -25,6 +25,7 @@ from engine.errors import (
     InvalidPartOrder,
 )
 from engine.ids import DataId, UploadId
+from engine.locks import check_locks
 from engine.meta import keyspace
 from engine.meta.kv import ReadTransaction, Transaction
 from engine.meta.records import (
@@ -214,6 +215,7 @@ class Completion:
             checksums = _object_checksums(upload, chosen, checksum)
             current = await current_version(tr, bucket, raw_key)
             check_write(conditions, bucket_name, key, current)
+            await check_locks(store, tr, bucket, raw_key, conditions, membership=current is None)
             sequence = await next_sequence(tr, bucket, raw_key, current)
             record = VersionRecord(
                 format=FORMAT,

@@ -15,11 +15,13 @@ from engine.completion import Completion
 from engine.errors import EngineError
 from engine.ids import UploadId
 from engine.listing import Listings
+from engine.locking import Locking
 from engine.meta.records import Checksum
 from engine.multipart import Uploads
 from engine.objects import Objects
 from engine.opened import OpenedObject
 from engine.paths import Paths
+from engine.properties import Properties
 from engine.rename import Renames
 from engine.rename_tree import TreeRenames
 from engine.services.collector import collect
@@ -65,6 +67,8 @@ class Engine:
         self.changes = Changes(store)
         self.paths = Paths(store)
         self._listings = Listings(store)
+        self.properties = Properties(store)
+        self.locking = Locking(store)
 
     # Buckets
 
@@ -229,7 +233,9 @@ class Engine:
             bucket, key, new_key, conditions=conditions, new_conditions=new_conditions
         )
 
-    async def rename_tree(self, bucket: str, prefix: str, new_prefix: str) -> int:
+    async def rename_tree(
+        self, bucket: str, prefix: str, new_prefix: str, *, conditions: Conditions = NO_CONDITIONS
+    ) -> int:
         """Move every current version below ``prefix`` to the same place below ``new_prefix``;
         return how many. No bytes are copied.
 
@@ -240,9 +246,12 @@ class Engine:
 
         Raises: NoSuchBucket; NoSuchKey: nothing is below ``prefix``; PreconditionFailed (``empty
         target``); InvalidName: a new key would be too long; InvalidArgument: into itself;
-        ConditionConflict: done, but for keys that somebody wrote at the target meanwhile.
+        ConditionConflict: done, but for keys that somebody wrote at the target meanwhile; Locked
+        (only ``states`` and locks count of the conditions).
         """
-        return await self._tree_renames.rename_tree(bucket, prefix, new_prefix)
+        return await self._tree_renames.rename_tree(
+            bucket, prefix, new_prefix, conditions=conditions
+        )
 
     async def set_metadata(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -15,12 +16,14 @@ from engine.errors import (
     EntityTooLarge,
     InvalidArgument,
     IsDeleteMarker,
+    Locked,
     NoSuchKey,
     NoSuchVersion,
     NotModified,
     PreconditionFailed,
     RequestError,
 )
+from engine.locks import check_locks, refuse_if_locked
 from engine.meta import keyspace
 from engine.meta.kv import VALUE_SIZE_MAX, ReadTransaction, Transaction
 from engine.meta.records import (
@@ -58,6 +61,7 @@ from engine.versions import (
     new_version_id,
     newest_behind,
     next_sequence,
+    put_properties,
     put_version,
     replace_attributes,
 )
@@ -72,6 +76,12 @@ DELETE_BATCH = 64
 
 def checksum_shown(checksums: Sequence[Checksum]) -> str:
     return " ".join(f"{c.algorithm} {c.type}" for c in checksums)
+
+
+class CopiedProperties(NamedTuple):
+    """The properties of a copy's source (``engine.properties``); the target gets the same."""
+
+    row: bytes | None
 
 
 class Objects:
@@ -154,6 +164,7 @@ class Objects:
         attributes: Attributes,
         check: Check,
         conditions: Conditions,
+        copied: CopiedProperties | None = None,
     ) -> ObjectInfo:
         raw_key = key_bytes(key)
         if conditions is not NO_CONDITIONS or size is None or size > self._store.config.inline_max:
@@ -161,7 +172,7 @@ class Objects:
         staged = await self._store.data.stage(source, size=size, algorithms=algorithms | MD5)
         checksums = await checked(staged, check)
         return await self._commit_put(
-            bucket_name, key, raw_key, staged, attributes, checksums, conditions
+            bucket_name, key, raw_key, staged, attributes, checksums, conditions, copied
         )
 
     async def _refuse_early(
@@ -171,9 +182,11 @@ class Objects:
 
         async def body(tr: ReadTransaction) -> None:
             bucket = await get_bucket(tr, bucket_name)
-            if conditions is not NO_CONDITIONS:
-                current = await current_version(tr, bucket, raw_key)
-                check_write(conditions, bucket_name, key, current)
+            current = await current_version(tr, bucket, raw_key)
+            check_write(conditions, bucket_name, key, current)
+            await refuse_if_locked(
+                self._store, tr, bucket, raw_key, conditions, membership=current is None
+            )
 
         await self._store.db.read(body)
 
@@ -186,6 +199,7 @@ class Objects:
         attributes: Attributes,
         checksums: list[Checksum],
         conditions: Conditions,
+        copied: CopiedProperties | None = None,
     ) -> ObjectInfo:
         store = self._store
         data_id = store.new_data_id()
@@ -194,6 +208,7 @@ class Objects:
             bucket = await get_bucket(tr, bucket_name)
             current = await current_version(tr, bucket, raw_key)
             check_write(conditions, bucket_name, key, current)
+            await check_locks(store, tr, bucket, raw_key, conditions, membership=current is None)
             sequence = await next_sequence(tr, bucket, raw_key, current)
             record = VersionRecord(
                 format=FORMAT,
@@ -218,6 +233,8 @@ class Objects:
                 owner = ChunkOwner(bucket.bucket_id, raw_key, sequence, data_id)
                 await claim(store, tr, staged, owner, data_id)
             await put_version(store, tr, bucket, raw_key, current, record)
+            if copied is not None:
+                put_properties(tr, bucket, raw_key, copied.row)
             return ObjectInfo(bucket, key, record)
 
         return await commit(store, staged, body)
@@ -231,12 +248,18 @@ class Objects:
             if item.conditions is not NO_CONDITIONS:
                 current = await current_version(tr, bucket, raw_key)
                 check_write(item.conditions, bucket.name, item.key, current)
+            await check_locks(
+                store, tr, bucket, raw_key, item.conditions, membership=True, removes=True
+            )
             return await delete_current(store, tr, bucket, item.key, raw_key)
         found = await find_version(tr, bucket, raw_key, item.version_id)
         if item.conditions is not NO_CONDITIONS:
             check_write(item.conditions, bucket.name, item.key, None if found is None else found[0])
         if found is None:
             return Deleted(item.key, item.version_id, False)
+        if found[1] or found[0].delete_marker:
+            # It is, or hides, what the key's locks protect; older versions are not.
+            await check_locks(store, tr, bucket, raw_key, item.conditions, membership=True)
         await delete_version(store, tr, bucket, raw_key, *found)
         return Deleted(item.key, item.version_id, found[0].delete_marker)
 
@@ -266,7 +289,7 @@ class Objects:
                     # A refused item has written nothing: checks come before the first write.
                     try:
                         results.append(await self._delete_in(tr, bucket, item))
-                    except RequestError as error:
+                    except (RequestError, Locked) as error:
                         results.append(error)
                 return results
 
@@ -307,6 +330,7 @@ class Objects:
             def check(digests: Digests) -> list[Checksum]:
                 return [Checksum(algorithm=algorithm, value=digests[algorithm])]
 
+            copied = await self._properties_of(opened.info)
             stream = await opened.stream(0, opened.info.size)
             try:
                 return await self.put(
@@ -318,9 +342,18 @@ class Objects:
                     attributes=attributes,
                     check=check,
                     conditions=conditions,
+                    copied=copied,
                 )
             finally:
                 await stream.aclose()
+
+    async def _properties_of(self, info: ObjectInfo) -> CopiedProperties:
+        key = keyspace.properties(info.bucket.bucket_id, info.key.encode())
+
+        async def body(tr: ReadTransaction) -> bytes | None:
+            return await tr.get(key)
+
+        return CopiedProperties(await self._store.db.read(body))
 
     async def open_source(self, source: CopySource) -> OpenedObject:
         """Open what is to be copied. Raises what ``open`` raises; 304 becomes 412."""
@@ -357,6 +390,7 @@ class Objects:
             ):
                 return None
             check_write(conditions, bucket.name, info.key, current)
+            await check_locks(store, tr, bucket, raw_key, conditions, membership=False)
             record = msgspec.structs.replace(
                 current,
                 modified_ms=store.clock(),
@@ -380,6 +414,8 @@ class Objects:
             raw_key = key_bytes(key)
             current = await current_version(tr, bucket, raw_key)
             is_current = current is not None and current.version_id == record.version_id
+            if is_current:
+                await check_locks(store, tr, bucket, raw_key, NO_CONDITIONS, membership=False)
             record = msgspec.structs.replace(record, tags=tags)
             replace_attributes(store, tr, bucket, raw_key, record, is_current)
             return ObjectInfo(bucket, key, record)
@@ -398,8 +434,10 @@ class Objects:
         async def body(tr: Transaction) -> ObjectInfo:
             bucket, record = await self._find(tr, bucket_name, key, None)
             check_write(conditions, bucket_name, key, record)
+            raw_key = key_bytes(key)
+            await check_locks(store, tr, bucket, raw_key, conditions, membership=False)
             record = msgspec.structs.replace(record, metadata=change(record.metadata))
-            replace_attributes(store, tr, bucket, key_bytes(key), record, is_current=True)
+            replace_attributes(store, tr, bucket, raw_key, record, is_current=True)
             return ObjectInfo(bucket, key, record)
 
         return await store.db.run(body)

@@ -21,6 +21,7 @@ from engine.engine import Engine
 from engine.errors import ConfigError
 from engine.identity import read_identity, read_or_make_identity
 from engine.ids import Clock, Random
+from engine.locks import sweep_locks
 from engine.meta import keyspace
 from engine.meta.embedded import open_embedded
 from engine.meta.kv import Database, ReadTransaction, Transaction
@@ -35,6 +36,7 @@ from engine.store import Store
 COLLECT_EVERY_S = 60.0
 COMPACT_EVERY_S = 300.0
 FINISH_RENAMES_EVERY_S = 60.0
+SWEEP_LOCKS_EVERY_S = 300.0
 CLOSE_S_MAX = 20.0
 WORK_THREADS = 4
 DISK_THREADS = 64
@@ -169,6 +171,7 @@ def _start_services(store: Store, drives: Drives, tasks: trio.Nursery) -> None:
     services: list[tuple[str, Step, Step]] = [
         ("repair", repair.work, repair.wait),
         ("collector", partial(_collect, store), partial(trio.sleep, COLLECT_EVERY_S)),
+        ("locks", partial(sweep_locks, store), partial(trio.sleep, SWEEP_LOCKS_EVERY_S)),
         ("tree renames", partial(finish_all, store), partial(trio.sleep, FINISH_RENAMES_EVERY_S)),
         ("compaction", drives.compact, partial(trio.sleep, COMPACT_EVERY_S)),
     ]

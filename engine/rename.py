@@ -11,6 +11,7 @@ import msgspec
 
 from engine.conditions import check_write
 from engine.errors import Corrupt, NoSuchKey
+from engine.locks import check_locks
 from engine.meta import keyspace
 from engine.meta.kv import Transaction
 from engine.meta.records import ChunkData, VersionRecord, decode_chunk, encode
@@ -20,6 +21,7 @@ from engine.versions import (
     current_version,
     new_version_id,
     next_sequence,
+    put_properties,
     put_version,
     take_current,
 )
@@ -51,7 +53,12 @@ class Renames:
                 return ObjectInfo(bucket, key, record)
             replaced = await current_version(tr, bucket, raw_new)
             check_write(new_conditions, bucket_name, new_key, replaced)
-            moved = await move(self._store, tr, bucket, (raw_key, record), (raw_new, replaced))
+            store = self._store
+            await check_locks(store, tr, bucket, raw_key, conditions, membership=True, removes=True)
+            await check_locks(
+                store, tr, bucket, raw_new, new_conditions, membership=replaced is None
+            )
+            moved = await move(store, tr, bucket, (raw_key, record), (raw_new, replaced))
             return ObjectInfo(bucket, new_key, moved)
 
         return await self._store.db.run(body)
@@ -81,6 +88,8 @@ async def move(
             owner = msgspec.structs.replace(chunk.owner, key=raw_new, sequence=sequence)
             chunk = msgspec.structs.replace(chunk, owner=owner)
             tr.set(keyspace.chunk(chunk_id), encode(chunk))
+    properties = await tr.get(keyspace.properties(bucket.bucket_id, raw_key))
     await take_current(store, tr, bucket, raw_key, record)
     await put_version(store, tr, bucket, raw_new, replaced, moved)
+    put_properties(tr, bucket, raw_new, properties)
     return moved

@@ -24,6 +24,7 @@ from engine.errors import (
     PreconditionFailed,
 )
 from engine.ids import BucketId
+from engine.locks import check_tree_locks
 from engine.meta import keyspace
 from engine.meta.kv import ReadTransaction, Transaction
 from engine.meta.records import (
@@ -37,7 +38,7 @@ from engine.meta.records import (
 )
 from engine.rename import move
 from engine.store import Store, get_bucket, key_bytes
-from engine.types import KEY_BYTES_MAX, BucketInfo
+from engine.types import KEY_BYTES_MAX, NO_CONDITIONS, BucketInfo, Conditions
 from engine.versions import current_version
 
 ATOMIC_MAX = 1000
@@ -65,14 +66,21 @@ class TreeRenames:
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    async def rename_tree(self, bucket_name: str, prefix: str, new_prefix: str) -> int:
+    async def rename_tree(
+        self,
+        bucket_name: str,
+        prefix: str,
+        new_prefix: str,
+        *,
+        conditions: Conditions = NO_CONDITIONS,
+    ) -> int:
         source, target = key_bytes(prefix), key_bytes(new_prefix)
         if target != source and target.startswith(source):
             raise InvalidArgument("new prefix", "a tree cannot be moved into itself")
         if len(target) > len(source):
             await self._check_sizes(bucket_name, source, target)
         while True:
-            begun = await self._begin(bucket_name, source, target)
+            begun = await self._begin(bucket_name, source, target, conditions)
             if isinstance(begun, int):
                 return begun
             last = await finish(self._store, begun.key)
@@ -84,7 +92,13 @@ class TreeRenames:
                 # Somebody else took the last step; how many they were in all is theirs to know.
                 return 0
 
-    async def _begin(self, bucket_name: str, source: bytes, target: bytes) -> int | _UnderWay:
+    async def _begin(
+        self,
+        bucket_name: str,
+        source: bytes,
+        target: bytes,
+        conditions: Conditions = NO_CONDITIONS,
+    ) -> int | _UnderWay:
         """Move all there is, or leave the row by which it is done step by step."""
         store = self._store
 
@@ -103,6 +117,9 @@ class TreeRenames:
                     raise PreconditionFailed("empty target")
             for key, _ in rows:
                 _new_key(key, source, target)
+            # Steps ask no more: no lock is given while the rename is under way (locking.py).
+            await check_tree_locks(store, tr, bucket, source, conditions, removes=True)
+            await check_tree_locks(store, tr, bucket, target, conditions, removes=False)
             if len(rows) <= ATOMIC_MAX and _count_within(rows) == len(rows):
                 for key, row in rows:
                     new_key = _new_key(key, source, target)

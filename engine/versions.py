@@ -2,7 +2,8 @@
 
 The current version is the row under ``O`` unless it is a delete marker; every other version and
 every marker is a row under ``V``. ``N`` says where the ``null`` version is while it is under
-``V``. These functions are the only ones that write these three subspaces.
+``V``. These functions are the only ones that write these three subspaces. A key that has no
+current version any more loses its properties (``engine.properties``).
 
 Source: S3 User Guide, "Adding objects to versioning-enabled/-suspended buckets" and "Deleting
 object versions".
@@ -178,6 +179,21 @@ def replace_attributes(
     store.feed(tr, bucket.bucket_id, key, "tags", record.version_id)
 
 
+def _clear_current(tr: Transaction, bucket: BucketInfo, key: bytes) -> None:
+    """The key has no current version from now on, and no properties."""
+    tr.clear(keyspace.object_(bucket.bucket_id, key))
+    tr.clear(keyspace.properties(bucket.bucket_id, key))
+
+
+def put_properties(tr: Transaction, bucket: BucketInfo, key: bytes, row: bytes | None) -> None:
+    """Give a key the properties of another one: its row, or none."""
+    row_key = keyspace.properties(bucket.bucket_id, key)
+    if row is None:
+        tr.clear(row_key)
+    else:
+        tr.set(row_key, row)
+
+
 async def delete_current(
     store: Store, tr: Transaction, bucket: BucketInfo, key: str, raw_key: bytes
 ) -> Deleted:
@@ -187,14 +203,14 @@ async def delete_current(
         if current is not None:
             freed = _let_go(store, tr, current)
             store.add_usage(tr, bucket.bucket_id, -freed.size, -freed.versions)
-            tr.clear(keyspace.object_(bucket.bucket_id, raw_key))
+            _clear_current(tr, bucket, raw_key)
             store.feed(tr, bucket.bucket_id, raw_key, "delete", current.version_id)
         return Deleted(key, None, False)
     sequence = await next_sequence(tr, bucket, raw_key, current)
     marker = _new_marker(store, bucket, sequence)
     freed = await _step_back(store, tr, bucket, raw_key, current)
     store.add_usage(tr, bucket.bucket_id, -freed.size, -freed.versions)
-    tr.clear(keyspace.object_(bucket.bucket_id, raw_key))
+    _clear_current(tr, bucket, raw_key)
     _put_behind(tr, bucket, raw_key, marker)
     store.feed(tr, bucket.bucket_id, raw_key, "marker", marker.version_id)
     return Deleted(key, marker.version_id, True)
@@ -222,7 +238,7 @@ async def take_current(
     """Take the current version away, for another key to have its bytes; a marker hides what is
     behind it."""
     store.add_usage(tr, bucket.bucket_id, -record.size, -1)
-    tr.clear(keyspace.object_(bucket.bucket_id, raw_key))
+    _clear_current(tr, bucket, raw_key)
     kind, version_id = "delete", record.version_id
     behind = await newest_behind(tr, bucket, raw_key)
     if behind is not None and not behind.delete_marker:
@@ -259,6 +275,7 @@ async def delete_version(
         return
     newest = await newest_behind(tr, bucket, raw_key)
     if newest is None or newest.delete_marker:
+        tr.clear(keyspace.properties(bucket.bucket_id, raw_key))
         return
     tr.clear(keyspace.version(bucket.bucket_id, raw_key, newest.sequence))
     if newest.version_id == NULL:

@@ -314,6 +314,15 @@ def _too_small(error: EngineError) -> S3Error:
     )
 
 
+def _locked(error: EngineError) -> S3Error:
+    assert isinstance(error, engine_errors.Locked)
+    return s3_error(
+        "OperationAborted",
+        "The object is locked by a WebDAV client. Try again when the lock is given back.",
+        Key=error.key,
+    )
+
+
 def _plain(code: str, **elements: str) -> Callable[[EngineError], S3Error]:
     """Return a row of the table: ``elements`` are XML elements by the field they show."""
 
@@ -342,10 +351,12 @@ ENGINE_ERRORS: Mapping[type[EngineError], Callable[[EngineError], S3Error]] = {
     engine_errors.InvalidPartOrder: _plain("InvalidPartOrder"),
     engine_errors.InvalidRange: _plain("InvalidRange", ActualObjectSize="size"),
     engine_errors.IsDeleteMarker: _plain("MethodNotAllowed"),
+    engine_errors.Locked: _locked,
     engine_errors.NoSpace: _plain("InsufficientStorage"),
     engine_errors.NoSuchBucket: _plain("NoSuchBucket", BucketName="bucket"),
     engine_errors.NoSuchConfiguration: _no_such_configuration,
     engine_errors.NoSuchKey: _plain("NoSuchKey", Key="key"),
+    engine_errors.NoSuchLock: _plain("InternalError"),
     engine_errors.NoSuchUpload: _plain("NoSuchUpload", UploadId="upload_id"),
     engine_errors.NoSuchVersion: _plain("NoSuchVersion", Key="key", VersionId="version_id"),
     engine_errors.NotModified: _plain("NotModified"),

@@ -43,6 +43,8 @@ def test_every_leaf_of_the_engines_tree_has_a_row() -> None:
         (errors.PreconditionFailed("If-Match"), "PreconditionFailed", 412),
         (errors.NotModified("e", 0), "NotModified", 304),
         (errors.ConditionConflict("k"), "ConditionalRequestConflict", 409),
+        (errors.Locked("b", "k", ""), "OperationAborted", 409),
+        (errors.NoSuchLock("b", "k", "t"), "InternalError", 500),
         (errors.BadDigest("CRC32"), "BadDigest", 400),
         (errors.IncompleteBody(2, 1), "IncompleteBody", 400),
         (errors.EntityTooLarge(2, 1), "EntityTooLarge", 400),
