@@ -53,7 +53,8 @@ async def checked(staged: StagedData, check: Check) -> list[Checksum]:
 async def commit(
     store: Store, staged: StagedData, body: Callable[[Transaction], Awaitable[T]]
 ) -> T:
-    """Run the transaction that claims ``staged``; when it refuses, the bytes are discarded.
+    """Run the transaction that claims ``staged``; when it refuses, the bytes are discarded
+    (unless they are ``kept``).
 
     Shielded, so that its outcome is known: a commit takes milliseconds. When the store itself
     fails or hangs, the outcome is unknown and the bytes stay: if nobody owns them, the collector
@@ -65,7 +66,8 @@ async def commit(
         try:
             result = await store.db.run(body)
         except (RequestError, ConflictError, SessionExpired):
-            await staged.discard()  # noqa: ASYNC120  shields itself
+            if not staged.kept:
+                await staged.discard()  # noqa: ASYNC120  shields itself
             raise
     if patience.cancelled_caught:
         raise Unavailable("the metadata store does not answer; whether it committed is not known")

@@ -27,6 +27,7 @@ from engine.rename_tree import TreeRenames
 from engine.services.collector import collect
 from engine.services.fsck import check_store
 from engine.services.status import store_status
+from engine.staging import StagedObject, stage
 from engine.store import Store
 from engine.types import (
     NO_CONDITIONS,
@@ -137,6 +138,13 @@ class Engine:
             check=check,
             conditions=conditions,
         )
+
+    async def stage(self, source: Source, *, size: int | None) -> StagedObject:
+        """Store all bytes of ``source`` without making them an object: ``put`` in two steps.
+
+        Raises: IncompleteBody, NoSpace, Unavailable, SlowDown, and what ``source`` raises.
+        """
+        return await stage(self.store, self._objects, source, size)
 
     async def head(
         self,

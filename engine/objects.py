@@ -171,7 +171,7 @@ class Objects:
             await self._refuse_early(bucket_name, key, raw_key, conditions)
         staged = await self._store.data.stage(source, size=size, algorithms=algorithms | MD5)
         checksums = await checked(staged, check)
-        return await self._commit_put(
+        return await self.commit_put(
             bucket_name, key, raw_key, staged, attributes, checksums, conditions, copied
         )
 
@@ -190,7 +190,7 @@ class Objects:
 
         await self._store.db.read(body)
 
-    async def _commit_put(
+    async def commit_put(
         self,
         bucket_name: str,
         key: str,
@@ -201,6 +201,7 @@ class Objects:
         conditions: Conditions,
         copied: CopiedProperties | None = None,
     ) -> ObjectInfo:
+        """Make staged bytes the key's new current version, with what ``put`` was told."""
         store = self._store
         data_id = store.new_data_id()
 

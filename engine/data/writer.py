@@ -37,7 +37,7 @@ class Source(Protocol):
 class StagedData:
     """Durable bytes that nobody owns yet: commit a record that names them, or ``discard``."""
 
-    __slots__ = ("_chunks", "_context", "data", "digests", "inline", "size")
+    __slots__ = ("_chunks", "_context", "data", "digests", "inline", "kept", "size")
 
     def __init__(
         self,
@@ -57,6 +57,8 @@ class StagedData:
         self.size = size
         self.digests = digests
         """Raw big-endian digests, by algorithm."""
+        self.kept = False
+        """A commit that is refused leaves the bytes to whoever staged them."""
 
     @property
     def incomplete(self) -> list[ChunkId]:
