@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("cli", "engine", "s3")
-FRONTENDS = ("s3",)
+PACKAGES = ("cli", "dav", "engine", "s3")
+FRONTENDS = ("dav", "s3")
 
 FILE_LINES_MAX = 500
 FUNCTION_LINES_MAX = 70
@@ -28,6 +28,8 @@ ENGINE_PUBLIC = frozenset(
         "engine.errors",
         "engine.ids",
         "engine.meta.records",
+        "engine.names",
+        "engine.paths",
         "engine.types",
     }
 )

@@ -1,0 +1,283 @@
+"""cheroot's request, connection and gateway, with the defects that matter to WebDAV put right.
+
+What is different from cheroot 11, and why:
+
+* ``100 Continue`` is sent when the application first reads, not before it has authenticated;
+* ambiguous framing is refused: two Content-Lengths, Content-Length with chunks, signs, folding;
+* a body that nobody read is drained up to a bound, not read whole into memory;
+* what was announced and not sent ends the connection, so that no client takes it for whole;
+* bodies go from the engine's buffers into the socket without a copy; a time-out means that no
+  byte moved; a whole head has a deadline.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from cheroot import server as cheroot_server
+from cheroot import wsgi as cheroot_wsgi
+
+from dav.body import RequestBody
+from dav.wire import SocketReader, SocketWriter, peer_left
+from engine.http.message import BodyBroken
+
+if TYPE_CHECKING:
+    from dav.server import DavServer
+
+LINGER_S = 2.0
+LINGER_SIZE = 8 << 20
+
+_SINGLE = frozenset({b"Content-Length", b"Transfer-Encoding", b"Host", b"Destination", b"Depth"})
+
+
+class HeaderReader(cheroot_server.HeaderReader):
+    """Reads headers into cheroot's dictionary, and refuses what can be read in two ways."""
+
+    def __call__(self, rfile: Any, hdict: dict[bytes, bytes] | None = None) -> dict[bytes, bytes]:
+        headers = {} if hdict is None else hdict
+        while (line := rfile.readline()) != b"\r\n":
+            if not line.endswith(b"\r\n"):
+                raise ValueError("Illegal end of headers.")
+            name, colon, value = line.partition(b":")
+            if not colon or not name or name.strip() != name or b"\0" in line:
+                raise ValueError("Illegal header line.")
+            if b"_" in name:
+                # In a WSGI environment it could not be told from the name with a dash.
+                continue
+            name = name.title()
+            value = value.strip()
+            if name in headers:
+                if name in _SINGLE:
+                    raise ValueError(f"More than one {name.decode('latin-1')}.")
+                separator = b"; " if name == b"Cookie" else b", "
+                value = headers[name] + separator + value
+            headers[name] = value
+        return headers
+
+
+class DavRequest(cheroot_server.HTTPRequest):
+    """One request on a connection."""
+
+    header_reader = HeaderReader()
+    server: DavServer
+
+    def __init__(self, server: DavServer, conn: DavConnection) -> None:
+        # As a proxy it takes absolute targets and //, which dav.names reads by itself.
+        super().__init__(server, conn, proxy_mode=True)
+        self.body = RequestBody(conn.rfile, 0, None)
+
+    def parse_request(self) -> None:
+        reader: SocketReader = self.conn.rfile
+        reader.deadline = time.monotonic() + self.server.limits.head_s
+        try:
+            super().parse_request()
+        finally:
+            reader.deadline = None
+
+    def read_request_headers(self) -> bool:
+        try:
+            self.header_reader(self.rfile, self.inheaders)
+            length = self._framing()
+        except ValueError as error:
+            self.close_connection = True
+            self.simple_response("400 Bad Request", str(error))
+            return False
+        connection = self.inheaders.get(b"Connection", b"").lower()
+        if self.response_protocol == "HTTP/1.1":
+            self.close_connection = b"close" in connection
+        else:
+            self.close_connection = b"keep-alive" not in connection
+        expects = self.inheaders.get(b"Expect", b"").lower() == b"100-continue"
+        waits = expects and length != 0 and self.response_protocol == "HTTP/1.1"
+        self.body = RequestBody(self.conn.rfile, length, self._continue if waits else None)
+        return True
+
+    def _framing(self) -> int | None:
+        """Return the body's length, None for chunks. Raises ValueError."""
+        length = self.inheaders.get(b"Content-Length")
+        encoding = self.inheaders.get(b"Transfer-Encoding")
+        if encoding is not None:
+            if length is not None or encoding.lower() != b"chunked":
+                raise ValueError("Transfer-Encoding must be chunked, without Content-Length.")
+            if self.response_protocol != "HTTP/1.1":
+                raise ValueError("No Transfer-Encoding before HTTP/1.1.")
+            self.chunked_read = True
+            return None
+        if length is None:
+            return 0
+        if not (length.isdigit() and len(length) < 19):
+            raise ValueError("Malformed Content-Length.")
+        return int(length)
+
+    def _continue(self) -> None:
+        self.conn.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def respond(self) -> None:
+        self.rfile = self.body
+        self.server.gateway(self).respond()
+        if self.chunked_write:
+            self.conn.wfile.write(b"0\r\n\r\n")
+        self._leave_body()
+
+    def send_headers(self) -> None:
+        """Send status and headers; decide first whether the connection can be used again."""
+        if not self._can_drain():
+            self.close_connection = True
+        # Keeps cheroot from reading the rest of the body into memory.
+        chunked_read, self.chunked_read = self.chunked_read, True
+        super().send_headers()
+        self.chunked_read = chunked_read
+
+    def write(self, chunk: bytes | bytearray | memoryview) -> None:
+        if self.chunked_write:
+            head = b"%x\r\n" % len(chunk)
+            if len(chunk) < 16384:
+                self.conn.wfile.write(b"".join((head, chunk, b"\r\n")))
+                return
+            self.conn.wfile.write(head)
+            self.conn.wfile.write(chunk)
+            self.conn.wfile.write(b"\r\n")
+        else:
+            self.conn.wfile.write(chunk)
+
+    def _can_drain(self) -> bool:
+        body = self.body
+        if body.finished:
+            return True
+        if body.waiting or body.length is None:
+            # It may send the body or not: nobody can tell what the next bytes are.
+            return False
+        return body.length - body.received <= self.server.limits.drain_size
+
+    def _leave_body(self) -> None:
+        """Read what is left of a body, or close so that the client still sees the answer."""
+        if self.body.finished:
+            return
+        if not self.close_connection:
+            with contextlib.suppress(BodyBroken):
+                while self.body.read(64 * 1024):
+                    pass
+            if self.body.finished:
+                return
+        self.close_connection = True
+        self.conn.linger_close()
+
+
+class DavConnection(cheroot_server.HTTPConnection):
+    """One connection. Also the ``Client`` that the portal looks after."""
+
+    RequestHandlerClass = DavRequest
+    server: DavServer
+    rfile: SocketReader
+    wfile: SocketWriter
+
+    def __init__(self, server: DavServer, sock: socket.socket) -> None:
+        super().__init__(server, sock, makefile=self._make_file)
+        self.secure = False
+
+    def _make_file(self, sock: socket.socket, mode: str, _: int) -> SocketReader | SocketWriter:
+        idle_s = self.server.limits.idle_s
+        if "r" in mode:
+            return SocketReader(sock, idle_s=idle_s)
+        return SocketWriter(sock, idle_s=idle_s)
+
+    def communicate(self) -> bool:
+        """Serve one request, behind the TLS handshake if that is still to do, in this thread."""
+        if self.server.tls is not None and not self.secure and not self._shake_hands():
+            return False
+        kept: bool = super().communicate()
+        return kept
+
+    def _shake_hands(self) -> bool:
+        assert self.server.tls is not None
+        limit_s = self.server.limits.handshake_s
+        try:
+            self.socket = self.server.tls.wrap_socket(
+                self.socket, server_side=True, do_handshake_on_connect=False
+            )
+            # ssl counts the time-out of a handshake for the whole of it.
+            self.socket.settimeout(limit_s)
+            self.socket.do_handshake()
+        except (OSError, ValueError) as error:
+            self.server.log.debug("dav.tls_failed", peer=self.remote_addr, error=str(error))
+            return False
+        self.rfile = SocketReader(self.socket, idle_s=self.server.limits.idle_s)
+        self.wfile = SocketWriter(self.socket, idle_s=self.server.limits.idle_s)
+        self.secure = True
+        return True
+
+    def gone(self) -> bool:
+        return peer_left(self.socket)
+
+    def interrupt(self) -> None:
+        with contextlib.suppress(OSError):
+            # Not SSLSocket's: that would drop the TLS state under the thread that uses it.
+            socket.socket.shutdown(self.socket, socket.SHUT_RDWR)
+
+    def linger_close(self) -> None:
+        """Say that no more comes, and let the client read the answer before a reset hits it."""
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_WR)
+            end = time.monotonic() + LINGER_S
+            left = LINGER_SIZE
+            while left > 0 and (wait_s := end - time.monotonic()) > 0:
+                self.socket.settimeout(wait_s)
+                received = len(self.socket.recv(64 * 1024))
+                if not received:
+                    return
+                left -= received
+
+
+class DavGateway(cheroot_wsgi.Gateway_10):
+    """Calls the application; ``environ['lode.connection']`` is the portal's ``Client``."""
+
+    def get_environ(self) -> dict[str, Any]:
+        environ: dict[str, Any] = super().get_environ()
+        environ["lode.connection"] = self.req.conn
+        environ["lode.connection_used"] = lambda: self.req.sent_headers
+        environ["lode.body"] = self.req.body
+        environ["wsgi.input"] = self.req.body
+        environ["wsgi.url_scheme"] = "https" if self.req.conn.secure else "http"
+        return environ
+
+    def respond(self) -> None:
+        """Send what the application yields or writes. An exception ends the connection."""
+        response: Iterable[bytes] = self.req.server.wsgi_app(self.env, self.start_response)
+        try:
+            for chunk in response:
+                if chunk:
+                    self.write(chunk)
+        finally:
+            close = getattr(response, "close", None)
+            if close is not None:
+                close()
+        if self.remaining_bytes_out and self.req.method != b"HEAD" and self._has_body():
+            raise ConnectionAbortedError("fewer bytes than announced")
+        self.req.ensure_headers_sent()
+
+    def start_response(
+        self, status: str, headers: list[tuple[str, str]], exc_info: Any = None
+    ) -> Any:
+        """Begin the answer; another one takes its place as long as nothing was sent."""
+        if not self.req.sent_headers:
+            self.started_response = False
+            self.req.outheaders = []
+            self.remaining_bytes_out = None
+        return super().start_response(status, headers, exc_info)
+
+    def _has_body(self) -> bool:
+        return self.req.status[:3] not in (b"204", b"304")
+
+    def write(self, chunk: bytes | bytearray | memoryview) -> None:
+        self.req.ensure_headers_sent()
+        if self.req.method == b"HEAD":
+            return
+        if self.remaining_bytes_out is not None:
+            self.remaining_bytes_out -= len(chunk)
+            if self.remaining_bytes_out < 0:
+                raise ConnectionAbortedError("more bytes than announced")
+        self.req.write(chunk)

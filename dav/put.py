@@ -1,0 +1,144 @@
+"""PUT: bytes go from the socket into the engine's buffers, and are committed when all came.
+
+The engine pulls: it hands a buffer to the thread of the request, which fills it from the socket.
+What breaks off, or has fewer bytes than were announced, leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from functools import partial
+
+from dav.clients import is_mac_file
+from dav.conditions import write_conditions
+from dav.config import MacFiles
+from dav.errors import DavError
+from dav.portal import Crossing
+from dav.request import DavRequest, Reply
+from dav.tree import find, has_parent
+from engine.errors import BadDigest, IncompleteBody, NoSuchKey
+from engine.meta.records import Checksum
+from engine.types import OBJECT_SIZE_MAX, Attributes, Digests, Pairs
+
+CHECKSUM = "CRC64NVME"
+_KEPT = ("Content-Type", "Content-Encoding", "Content-Language")
+_SECONDS = re.compile(r"\d{1,11}(\.\d{1,9})?", re.ASCII)
+
+
+class _BodySource:
+    """The body as the engine's ``Source``."""
+
+    def __init__(self, request: DavRequest, crossing: Crossing, expected: int | None) -> None:
+        self._body = request.body
+        self._crossing = crossing
+        self._expected = expected
+
+    async def readinto(self, buffer: memoryview) -> int:
+        filled = await self._crossing.in_thread(partial(self._body.readinto, buffer))
+        if not filled and self._expected is not None and self._body.received != self._expected:
+            raise IncompleteBody(self._expected, self._body.received)
+        return filled
+
+
+async def put(request: DavRequest, crossing: Crossing) -> Reply | None:
+    """Store the body as the target's new version: 201 for a new one, 204 for a replaced."""
+    target = request.target
+    if request.header("Content-Range") is not None:
+        # RFC 9110, section 14.5: a server that ignored it would store a part as the whole.
+        raise DavError(400, "parts of a file cannot be written")
+    if target.is_root or target.is_bucket:
+        raise DavError(405, "a folder has no content", headers=[("Allow", FOLDER_ALLOW)])
+    if is_mac_file(target.name) and request.config.mac_files is not MacFiles.KEEP:
+        return await _mac_file(request, crossing)
+    found = await find(request.engine, target)
+    if found is not None and found.is_folder:
+        raise DavError(405, "a folder has no content", headers=[("Allow", FOLDER_ALLOW)])
+    if found is None and (target.slash or target.beside_folder):
+        raise DavError(409, "a file's name has no slash or mark at its end")
+    if found is None and not await has_parent(request.engine, target):
+        raise DavError(409, "the folder does not exist")
+    expected = expected_length(request)
+    md5 = _content_md5(request)
+
+    def check(digests: Digests) -> list[Checksum]:
+        if md5 is not None and digests["MD5"] != md5:
+            raise BadDigest("Content-MD5")
+        return [Checksum(algorithm=CHECKSUM, value=digests[CHECKSUM])]
+
+    metadata = modification_time(request)
+    try:
+        info = await request.engine.put(
+            target.bucket,
+            target.path,
+            _BodySource(request, crossing, expected),
+            size=request.body.length,
+            algorithms=frozenset({CHECKSUM}),
+            attributes=Attributes(headers=_kept_headers(request), metadata=metadata),
+            check=check,
+            conditions=write_conditions(request),
+        )
+    except NoSuchKey:
+        # If-Match on what is not there (RFC 9110, section 13.1.1).
+        raise DavError(412, "If-Match does not hold") from None
+    headers = [("ETag", f'"{info.etag}"')]
+    if metadata:
+        headers.append(("X-OC-MTime", "accepted"))
+    return Reply(201 if found is None else 204, headers)
+
+
+FOLDER_ALLOW = "OPTIONS, GET, HEAD, DELETE, PROPFIND, PROPPATCH, COPY, MOVE, LOCK, UNLOCK"
+
+
+def expected_length(request: DavRequest) -> int | None:
+    """Return how many bytes the body must have; None when only its last chunk says.
+
+    Finder sends chunks, and the length as X-Expected-Entity-Length.
+    """
+    if request.body.length is not None:
+        expected: int | None = request.body.length
+    else:
+        text = request.header("X-Expected-Entity-Length")
+        if text is not None and not (text.isascii() and text.isdigit() and len(text) < 19):
+            raise DavError(400, "malformed X-Expected-Entity-Length")
+        expected = None if text is None else int(text)
+    if expected is not None and expected > OBJECT_SIZE_MAX:
+        raise DavError(413, f"at most {OBJECT_SIZE_MAX} bytes")
+    return expected
+
+
+def modification_time(request: DavRequest) -> Pairs:
+    """Return the metadata that keeps X-OC-Mtime (seconds), as rclone and the mount do."""
+    text = request.header("X-OC-Mtime")
+    if text is None or not _SECONDS.fullmatch(text):
+        return []
+    return [("mtime", text)]
+
+
+def _kept_headers(request: DavRequest) -> Pairs:
+    kept = [(name.lower(), request.header(name)) for name in _KEPT]
+    return [(name, value) for name, value in kept if value]
+
+
+def _content_md5(request: DavRequest) -> bytes | None:
+    text = request.header("Content-MD5")
+    if text is None:
+        return None
+    try:
+        digest = base64.b64decode(text, validate=True)
+    except binascii.Error:
+        digest = b""
+    if len(digest) != 16:
+        raise DavError(400, "malformed Content-MD5")
+    return digest
+
+
+async def _mac_file(request: DavRequest, crossing: Crossing) -> Reply:
+    """Refuse what macOS puts beside a file, or take it and keep nothing."""
+    if request.config.mac_files is MacFiles.REFUSE:
+        raise DavError(403, "files of macOS are refused here")
+    buffer = memoryview(bytearray(64 * 1024))
+    while await crossing.in_thread(partial(request.body.readinto, buffer)):
+        pass
+    return Reply(201)
