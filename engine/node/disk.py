@@ -55,6 +55,9 @@ class Disk(Protocol):
     def start_writeback(self, fd: int, offset: int, size: int) -> None:
         """Let the kernel begin to write the range; durable is nothing by that."""
 
+    def drop_cached(self, fd: int, offset: int, size: int) -> None:
+        """Ask the kernel to forget its copy of bytes that are on the disk; advice only."""
+
     def unlink(self, path: str) -> None: ...
     def rename(self, old: str, new: str) -> None: ...
     def mkdir(self, path: str) -> None: ...
@@ -113,6 +116,9 @@ class RealDisk:
     def start_writeback(self, fd: int, offset: int, size: int) -> None:
         if self._sync_file_range(fd, offset, size, _SYNC_FILE_RANGE_WRITE) != 0:
             raise _last_error()
+
+    def drop_cached(self, fd: int, offset: int, size: int) -> None:
+        os.posix_fadvise(fd, offset, size, os.POSIX_FADV_DONTNEED)
 
     def unlink(self, path: str) -> None:
         os.unlink(path)

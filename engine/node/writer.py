@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 _WRITEBACK_SIZE = 8 << 20
 """The kernel is asked to begin writing whenever so much came: the sync at the end is short then."""
+
+_DROP_SIZE_MIN = 4 << 20
+"""Payloads from here on do not stay in the page cache (docs/decisions/0004)."""
 
 
 class FragmentWriter:
@@ -85,7 +89,13 @@ class FragmentWriter:
     def _start_writeback(self, size: int) -> None:
         begin = self._begin + self._flushed
         self._drive.disk.start_writeback(self._volume.fd, begin, size - self._flushed)
+        self._drop_cached(self._flushed)
         self._flushed = size
+
+    def _drop_cached(self, size: int) -> None:
+        """Let the first ``size`` bytes go from the page cache, as far as they are written."""
+        if size >= _DROP_SIZE_MIN:
+            self._drive.disk.drop_cached(self._volume.fd, self._begin, size)
 
     def commit(self) -> None:
         try:
@@ -96,6 +106,8 @@ class FragmentWriter:
             self.abort()
             raise
         self._finish()
+        with contextlib.suppress(OSError):  # advice: the fragment is safe already
+            self._drop_cached(self._size)
         if update.replaced:
             # Without a tombstone, the loss of the index would bring the older needle back.
             self._drive.bury(update.replaced)
