@@ -14,6 +14,16 @@ from cli.credentials import Credentials
 from engine.config import StoreConfig
 
 
+class DavSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What a process that serves WebDAV needs to know beyond the rest."""
+
+    read_only: bool = False
+    basic: bool = False
+    """Basic over plain HTTP also from other machines."""
+    mac_files: str = "keep"
+    infinite_depth: bool = False
+
+
 class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     number: int
     """1 for the first worker; for logs."""
@@ -32,6 +42,8 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     tls_key: Path | None
     log_level: str
     log_json: bool
+    dav: DavSettings | None = None
+    """None: this process serves S3."""
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):

@@ -34,6 +34,17 @@ SERVE = "\n\n".join(
     )
 )
 
+DAV = "\n\n".join(
+    (
+        "Serve a store by WebDAV, as a network drive: every bucket is a folder.",
+        "Works beside a running server on the same store. Once it accepts requests, one line is "
+        "printed on standard output:",
+        "    ready dav=http://127.0.0.1:9001 credentials=/srv/lode/credentials.json",
+        "Log in with the access key as user name and the secret key as password. Settings and "
+        "credentials come from where [bold]lode serve[/bold] has them.",
+    )
+)
+
 STATUS = "\n\n".join(
     (
         "Show drives, space, damage found and repaired, and what waits for repair or collection.",

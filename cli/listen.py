@@ -15,8 +15,10 @@ BACKLOG = 4096
 _ABSENT = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
 
-def listen(address: Address) -> list[socket.socket]:
+def listen(address: Address, option: str = "--s3") -> list[socket.socket]:
     """Return non-blocking listening sockets, one per address that the host name has.
+
+    ``option``: where the address comes from, to be named in messages.
 
     The caller closes them. Raises ConfigError; then nothing stays open.
     """
@@ -24,7 +26,7 @@ def listen(address: Address) -> list[socket.socket]:
     absent: OSError | None = None
     port = address.port
     try:
-        for family, host in _resolve(address):
+        for family, host in _resolve(address, option):
             try:
                 sockets.append(_bind(family, host, port, dual=not address.host))
             except OSError as error:
@@ -41,7 +43,7 @@ def listen(address: Address) -> list[socket.socket]:
     except OSError as error:
         for opened in sockets:
             opened.close()
-        raise ConfigError(_explain(error, address)) from error
+        raise ConfigError(_explain(error, address, option)) from error
     return sockets
 
 
@@ -75,7 +77,7 @@ def make_tls_context(certificate: Path, key: Path) -> ssl.SSLContext:
     return context
 
 
-def _resolve(address: Address) -> list[tuple[socket.AddressFamily, str]]:
+def _resolve(address: Address, option: str) -> list[tuple[socket.AddressFamily, str]]:
     if not address.host:
         return [(socket.AF_INET6, "::"), (socket.AF_INET, "0.0.0.0")]
     try:
@@ -83,7 +85,7 @@ def _resolve(address: Address) -> list[tuple[socket.AddressFamily, str]]:
             address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
     except (socket.gaierror, UnicodeError) as error:
-        raise ConfigError(f"--s3: host {address.host!r} is not known") from error
+        raise ConfigError(f"{option}: host {address.host!r} is not known") from error
     return list(dict.fromkeys((family, str(name[0])) for family, _, _, _, name in found))
 
 
@@ -103,15 +105,15 @@ def _bind(family: socket.AddressFamily, host: str, port: int, *, dual: bool) -> 
     return bound
 
 
-def _explain(error: OSError, address: Address) -> str:
+def _explain(error: OSError, address: Address, option: str) -> str:
     where = f"{address.host or '*'}:{address.port}"
     match error.errno:
         case errno.EADDRINUSE:
-            why = "is in use; stop what listens there, or choose another address with --s3"
+            why = f"is in use; stop what listens there, or choose another address with {option}"
         case errno.EACCES | errno.EPERM:
-            why = "is not allowed for this user; choose a port above 1023 with --s3"
+            why = f"is not allowed for this user; choose a port above 1023 with {option}"
         case errno.EADDRNOTAVAIL | errno.EAFNOSUPPORT:
-            why = "is no address of this machine; choose another with --s3"
+            why = f"is no address of this machine; choose another with {option}"
         case _:
             why = f"cannot be listened on: {error.strerror}"
     return f"{where} {why}"

@@ -46,6 +46,46 @@ _STORE = "Store"
 _NETWORK = "Network"
 _PROCESS = "Processes and logs"
 
+DavReadOnlyOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--dav-read-only",
+        help="Refuse everything over WebDAV that changes something.",
+        show_default=False,
+        rich_help_panel=_NETWORK,
+    ),
+]
+DavBasicOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--dav-basic",
+        help="Accept Basic logins over plain HTTP from other machines: whoever listens on the "
+        "way learns the secret key. Digest and TLS need no such option.",
+        show_default=False,
+        rich_help_panel=_NETWORK,
+    ),
+]
+DavInfiniteDepthOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--dav-infinite-depth",
+        help="Answer PROPFIND with Depth: infinity, however much that lists.",
+        show_default=False,
+        rich_help_panel=_NETWORK,
+    ),
+]
+DavMacFilesOption = Annotated[
+    str | None,
+    typer.Option(
+        "--dav-mac-files",
+        metavar="POLICY",
+        help="What to do with ._* and .DS_Store that Finder writes over WebDAV: keep, drop "
+        "(take and forget) or refuse. (default keep)",
+        show_default=False,
+        rich_help_panel=_NETWORK,
+    ),
+]
+
 
 def _print_version(wanted: bool) -> None:
     if wanted:
@@ -112,6 +152,20 @@ def serve(
             rich_help_panel=_NETWORK,
         ),
     ] = None,
+    dav: Annotated[
+        str | None,
+        typer.Option(
+            "--dav",
+            metavar="HOST:PORT",
+            help="Also serve WebDAV there, every bucket a folder. (default: not)",
+            show_default=False,
+            rich_help_panel=_NETWORK,
+        ),
+    ] = None,
+    dav_read_only: DavReadOnlyOption = None,
+    dav_basic: DavBasicOption = None,
+    dav_mac_files: DavMacFilesOption = None,
+    dav_infinite_depth: DavInfiniteDepthOption = None,
     domain: Annotated[
         list[str] | None,
         typer.Option(
@@ -195,6 +249,11 @@ def serve(
         "profile": profile,
         "grace": grace,
         "s3": s3,
+        "dav": dav,
+        "dav-read-only": dav_read_only,
+        "dav-basic": dav_basic,
+        "dav-mac-files": dav_mac_files,
+        "dav-infinite-depth": dav_infinite_depth,
         "domain": ",".join(domain) if domain else None,
         "region": region,
         "tls-cert": tls_cert,
@@ -206,6 +265,56 @@ def serve(
     if config is None and (named := os.environ.get("LODE_CONFIG")):
         config = Path(named)
     run_server(load_settings(options, os.environ, config), os.environ)
+
+
+@app.command(help=help.DAV, rich_help_panel="Run")
+def dav(
+    data: DataOption = None,
+    listen: Annotated[
+        str,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Where WebDAV listens; :PORT means every interface.",
+            rich_help_panel=_NETWORK,
+        ),
+    ] = "127.0.0.1:9001",
+    read_only: Annotated[
+        bool,
+        typer.Option(
+            "--read-only", help="Refuse everything that changes something.", show_default=False
+        ),
+    ] = False,
+    basic: DavBasicOption = None,
+    mac_files: DavMacFilesOption = None,
+    tls_cert: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Certificate chain (PEM).", show_default=False),
+    ] = None,
+    tls_key: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Private key (PEM, no passphrase).", show_default=False),
+    ] = None,
+    log_level: Annotated[
+        str | None,
+        typer.Option(metavar="LEVEL", help="debug, info, warning or error.", show_default=False),
+    ] = None,
+) -> None:
+    from cli.serve import run_server
+    from cli.settings import load_settings
+
+    options = {
+        "data": str(data) if data is not None else None,
+        "dav": listen,
+        "dav-read-only": read_only,
+        "dav-basic": basic,
+        "dav-mac-files": mac_files,
+        "tls-cert": tls_cert,
+        "tls-key": tls_key,
+        "log-level": log_level,
+    }
+    config = os.environ.get("LODE_CONFIG")
+    settings = load_settings(options, os.environ, Path(config) if config else None)
+    run_server(settings, os.environ, dav_alone=True)
 
 
 @app.command(help=help.STATUS, rich_help_panel="Look after")

@@ -9,13 +9,14 @@ import signal
 import socket
 import sys
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import msgspec
 import structlog
 import trio
 
 from cli.credentials import CredentialsSource, from_environment, load_or_create
-from cli.handover import WorkerConfig
+from cli.handover import DavSettings, WorkerConfig
 from cli.listen import addresses_of, listen, make_tls_context
 from cli.logs import configure_logs
 from cli.settings import Settings
@@ -31,8 +32,21 @@ log = structlog.get_logger()
 WORKER_COMMAND = (sys.executable, "-P", "-m", "cli.worker")
 
 
-def run_server(settings: Settings, environment: Mapping[str, str]) -> None:
-    """Serve until a signal ends it.
+class Doors(NamedTuple):
+    """Listening sockets of each protocol; none: it is not served."""
+
+    s3: list[socket.socket]
+    dav: list[socket.socket]
+
+    def close(self) -> None:
+        for bound in (*self.s3, *self.dav):
+            bound.close()
+
+
+def run_server(
+    settings: Settings, environment: Mapping[str, str], *, dav_alone: bool = False
+) -> None:
+    """Serve until a signal ends it; ``dav_alone``: WebDAV and nothing else.
 
     What is wrong with options, addresses, certificates, credentials or folders shows before
     anything starts; the socket is bound before the data folder is touched.
@@ -47,7 +61,7 @@ def run_server(settings: Settings, environment: Mapping[str, str]) -> None:
     if settings.tls_cert is not None and settings.tls_key is not None:
         make_tls_context(settings.tls_cert, settings.tls_key)
     given = from_environment(environment)
-    sockets = listen(settings.s3)
+    doors = _open_doors(settings, dav_alone=dav_alone)
     board = make_board(settings.workers)
     try:
         status = trio.run(_prepare, settings.store_config())
@@ -59,16 +73,27 @@ def run_server(settings: Settings, environment: Mapping[str, str]) -> None:
         supervisor = Supervisor(
             WORKER_COMMAND,
             _worker_configs(
-                settings, sockets, source, board=board, owner_id=_owner_id(status.store_id)
+                settings, doors, source, board=board, owner_id=_owner_id(status.store_id)
             ),
-            ready=lambda: _print_ready(settings, sockets, source),
+            ready=lambda: _print_ready(settings, doors, source),
         )
         trio.run(supervisor.run)
     finally:
-        for bound in sockets:
-            bound.close()
+        doors.close()
         os.close(board)
     log.info("stopped")
+
+
+def _open_doors(settings: Settings, *, dav_alone: bool) -> Doors:
+    """Return the sockets of what is to be served. Raises ConfigError; then none stays open."""
+    s3 = [] if dav_alone else listen(settings.s3)
+    if settings.dav is None:
+        return Doors(s3, [])
+    try:
+        return Doors(s3, listen(settings.dav, "--listen" if dav_alone else "--dav"))
+    except BaseException:
+        Doors(s3, []).close()
+        raise
 
 
 async def _prepare(config: StoreConfig) -> StoreStatus:
@@ -100,14 +125,14 @@ def _owner_id(store_id: str) -> str:
 
 def _worker_configs(
     settings: Settings,
-    sockets: list[socket.socket],
+    doors: Doors,
     source: CredentialsSource,
     *,
     board: int,
     owner_id: str,
 ) -> list[WorkerConfig]:
-    return [
-        WorkerConfig(
+    def config(number: int, sockets: list[socket.socket]) -> WorkerConfig:
+        return WorkerConfig(
             board=board,
             workers=settings.workers,
             number=number,
@@ -122,16 +147,27 @@ def _worker_configs(
             log_level=settings.log_level,
             log_json=settings.log_json,
         )
-        for number in range(1, settings.workers + 1)
-    ]
+
+    configs = []
+    if doors.s3:
+        configs = [config(number, doors.s3) for number in range(1, settings.workers + 1)]
+    if doors.dav:
+        dav = DavSettings(
+            read_only=settings.dav_read_only,
+            basic=settings.dav_basic,
+            mac_files=settings.dav_mac_files,
+            infinite_depth=settings.dav_infinite_depth,
+        )
+        number = len(configs) + 1
+        configs.append(msgspec.structs.replace(config(number, doors.dav), dav=dav))
+    return configs
 
 
-def _print_ready(
-    settings: Settings, sockets: list[socket.socket], source: CredentialsSource
-) -> None:
+def _print_ready(settings: Settings, doors: Doors, source: CredentialsSource) -> None:
     """Write the one line on standard output that scripts wait for."""
     scheme = "http" if settings.tls_cert is None else "https"
-    words = [f"s3={scheme}://{address}" for address in addresses_of(sockets)]
+    words = [f"s3={scheme}://{address}" for address in addresses_of(doors.s3)]
+    words += [f"dav={scheme}://{address}" for address in addresses_of(doors.dav)]
     words.append(f"credentials={shlex.quote(source.where)}")
     try:
         print("ready", *words, flush=True)

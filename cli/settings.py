@@ -21,6 +21,7 @@ from engine.errors import ConfigError
 
 WORKERS_MAX = 64
 WORKERS_DEFAULT_MAX = 8
+MAC_FILES = ("keep", "drop", "refuse")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 Value: TypeAlias = str | int | float | bool | list[str]
@@ -33,6 +34,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     drives: tuple[Path, ...] = ()
     profile: Profile | None = None
     s3: Address = Address("127.0.0.1", 9000)
+    dav: Address | None = None
+    """Where WebDAV listens; None: nowhere."""
+    dav_read_only: bool = False
+    dav_basic: bool = False
+    """Take the password itself over plain HTTP, also from other machines."""
+    dav_mac_files: str = "keep"
+    dav_infinite_depth: bool = False
     workers: int = 0
     """Processes that serve; 0 is replaced by one per core, at most 8."""
     tls_cert: Path | None = None
@@ -139,15 +147,17 @@ def _convert(name: str, value: Value, where: str, folder: Path) -> object:
                 return tuple(_domain(item) for item in _texts(value))
             case "profile":
                 return Profile.parse(_text(value))
-            case "s3":
+            case "s3" | "dav":
                 return Address.parse(_text(value))
+            case "dav-mac-files":
+                return _choice(_text(value).lower(), MAC_FILES)
             case "workers":
                 return _workers(value)
             case "grace":
                 return _seconds(value)
             case "log-level":
                 return _choice(_text(value).lower(), LOG_LEVELS)
-            case "log-json":
+            case "log-json" | "dav-read-only" | "dav-basic" | "dav-infinite-depth":
                 return _flag(value)
             case _:
                 return _token(_text(value))

@@ -27,6 +27,7 @@ from cli.handover import Report, WorkerConfig, decode_config, encode_report
 from cli.listen import make_tls_context
 from cli.logs import configure_logs
 from cli.outcome import innermost, one_line
+from cli.stopping import stop_on_signal
 from engine import open_engine
 from engine.errors import ConfigError
 from engine.http.crowd import Crowd
@@ -65,10 +66,16 @@ async def _serve(config: WorkerConfig, reports: int) -> None:
     tls: ssl.SSLContext | None = None
     if config.tls_cert is not None and config.tls_key is not None:
         tls = make_tls_context(config.tls_cert, config.tls_key)
+    if config.dav is not None:
+        # Only this process needs what WebDAV needs.
+        from cli.dav import serve_dav
+
+        await serve_dav(config, config.dav, tls, lambda: _tell_ready(reports))
+        return
     sockets = [socket.socket(fileno=number) for number in config.sockets]
     shutdown = trio.Event()
     async with open_engine(config.store) as engine, trio.open_nursery() as nursery:
-        await nursery.start(_stop_on_signal, shutdown)
+        await nursery.start(stop_on_signal, shutdown)
         handler = make_handler(
             engine,
             _s3_config(config),
@@ -87,11 +94,15 @@ async def _serve(config: WorkerConfig, reports: int) -> None:
                     crowd=Crowd(config.board, config.number - 1, config.workers),
                 )
             )
-            # What is alive now stays so; the collector need not look at it again.
-            gc.collect()
-            gc.freeze()
-            os.write(reports, encode_report(Report(ready=True)))
+            _tell_ready(reports)
         nursery.cancel_scope.cancel()
+
+
+def _tell_ready(reports: int) -> None:
+    # What is alive now stays so; the collector need not look at it again.
+    gc.collect()
+    gc.freeze()
+    os.write(reports, encode_report(Report(ready=True)))
 
 
 def _s3_config(config: WorkerConfig) -> S3Config:
@@ -122,15 +133,6 @@ def _wall_clock() -> Clock:
         return last
 
     return now
-
-
-async def _stop_on_signal(
-    shutdown: trio.Event, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-) -> None:
-    with trio.open_signal_receiver(signal.SIGTERM) as signals:
-        task_status.started()
-        async for _ in signals:
-            shutdown.set()
 
 
 def _take_stdout() -> int:

@@ -13,9 +13,10 @@ What is different from cheroot 11, and why:
 from __future__ import annotations
 
 import contextlib
-import socket
 import time
 from collections.abc import Iterable
+from socket import SHUT_RDWR, SHUT_WR
+from socket import socket as StreamSocket  # noqa: N812  a class of ours has an attribute "socket"
 from typing import TYPE_CHECKING, Any
 
 from cheroot import server as cheroot_server
@@ -64,6 +65,10 @@ class DavRequest(cheroot_server.HTTPRequest):
 
     header_reader = HeaderReader()
     server: DavServer
+    chunked_read: bool
+    chunked_write: bool
+    close_connection: bool
+    sent_headers: bool
 
     def __init__(self, server: DavServer, conn: DavConnection) -> None:
         # As a proxy it takes absolute targets and //, which dav.names reads by itself.
@@ -144,6 +149,14 @@ class DavRequest(cheroot_server.HTTPRequest):
         else:
             self.conn.wfile.write(chunk)
 
+    def _drain(self) -> bool:
+        """Read the body to its end; return whether that is possible."""
+        with contextlib.suppress(BodyBroken):
+            while self.body.read(64 * 1024):
+                pass
+            return True
+        return False
+
     def _can_drain(self) -> bool:
         body = self.body
         if body.finished:
@@ -157,12 +170,8 @@ class DavRequest(cheroot_server.HTTPRequest):
         """Read what is left of a body, or close so that the client still sees the answer."""
         if self.body.finished:
             return
-        if not self.close_connection:
-            with contextlib.suppress(BodyBroken):
-                while self.body.read(64 * 1024):
-                    pass
-            if self.body.finished:
-                return
+        if not self.close_connection and self._drain():
+            return
         self.close_connection = True
         self.conn.linger_close()
 
@@ -172,14 +181,15 @@ class DavConnection(cheroot_server.HTTPConnection):
 
     RequestHandlerClass = DavRequest
     server: DavServer
+    socket: StreamSocket
     rfile: SocketReader
     wfile: SocketWriter
 
-    def __init__(self, server: DavServer, sock: socket.socket) -> None:
+    def __init__(self, server: DavServer, sock: StreamSocket) -> None:
         super().__init__(server, sock, makefile=self._make_file)
         self.secure = False
 
-    def _make_file(self, sock: socket.socket, mode: str, _: int) -> SocketReader | SocketWriter:
+    def _make_file(self, sock: StreamSocket, mode: str, _: int) -> SocketReader | SocketWriter:
         idle_s = self.server.limits.idle_s
         if "r" in mode:
             return SocketReader(sock, idle_s=idle_s)
@@ -216,12 +226,12 @@ class DavConnection(cheroot_server.HTTPConnection):
     def interrupt(self) -> None:
         with contextlib.suppress(OSError):
             # Not SSLSocket's: that would drop the TLS state under the thread that uses it.
-            socket.socket.shutdown(self.socket, socket.SHUT_RDWR)
+            StreamSocket.shutdown(self.socket, SHUT_RDWR)
 
     def linger_close(self) -> None:
         """Say that no more comes, and let the client read the answer before a reset hits it."""
         with contextlib.suppress(OSError):
-            self.socket.shutdown(socket.SHUT_WR)
+            self.socket.shutdown(SHUT_WR)
             end = time.monotonic() + LINGER_S
             left = LINGER_SIZE
             while left > 0 and (wait_s := end - time.monotonic()) > 0:
@@ -234,6 +244,8 @@ class DavConnection(cheroot_server.HTTPConnection):
 
 class DavGateway(cheroot_wsgi.Gateway_10):
     """Calls the application; ``environ['lode.connection']`` is the portal's ``Client``."""
+
+    remaining_bytes_out: int | None
 
     def get_environ(self) -> dict[str, Any]:
         environ: dict[str, Any] = super().get_environ()

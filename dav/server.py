@@ -76,7 +76,7 @@ class _Threads(threadpool.ThreadPool):
         self._queue.put(obj, block=False)
 
     def _spawn_worker(self) -> threading.Thread:
-        worker = threadpool.WorkerThread(self.server)
+        worker: threading.Thread = threadpool.WorkerThread(self.server)
         worker.daemon = True
         worker.start()
         return worker

@@ -1,0 +1,68 @@
+"""The process that serves WebDAV: an engine in one trio run, and cheroot's threads beside it."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+
+import msgspec
+import structlog
+import trio
+
+from cli.handover import DavSettings, WorkerConfig
+from cli.stopping import stop_on_signal
+from dav.app import DavApp
+from dav.config import DavConfig, MacFiles
+from dav.portal import open_portal
+from dav.server import DavServer
+from engine import open_engine
+
+log = structlog.get_logger()
+
+
+async def serve_dav(
+    config: WorkerConfig,
+    settings: DavSettings,
+    tls: ssl.SSLContext | None,
+    ready: Callable[[], None],
+) -> None:
+    """Serve until SIGTERM; running requests may end, within a limit. Calls ``ready`` once."""
+    # Beside workers, which run the services already.
+    alone = config.number == 1
+    store = msgspec.structs.replace(config.store, services=alone)
+    sockets = [socket.socket(fileno=number) for number in config.sockets]
+    shutdown = trio.Event()
+    async with AsyncExitStack() as stack:
+        engine = await stack.enter_async_context(open_engine(store))
+        nursery = await stack.enter_async_context(trio.open_nursery())
+        portal = await stack.enter_async_context(open_portal())
+        dav = _dav_config(config, settings)
+        app = DavApp(engine, portal, dav)
+        servers = [DavServer(bound, app, limits=dav.limits, tls=tls, log=log) for bound in sockets]
+        await nursery.start(stop_on_signal, shutdown)
+        async with trio.open_nursery() as serving:
+            try:
+                for server in servers:
+                    server.prepare()
+                    serving.start_soon(trio.to_thread.run_sync, server.run)
+                ready()
+                await shutdown.wait()
+            finally:
+                with trio.CancelScope(shield=True):
+                    for server in servers:
+                        await trio.to_thread.run_sync(server.stop)
+        nursery.cancel_scope.cancel()
+
+
+def _dav_config(config: WorkerConfig, settings: DavSettings) -> DavConfig:
+    secrets = {config.credentials.access_key: config.credentials.secret_key}
+    return DavConfig(
+        secret_of=secrets.get,
+        owner_id=config.owner_id,
+        read_only=settings.read_only,
+        basic_without_tls=settings.basic,
+        mac_files=MacFiles(settings.mac_files),
+        infinite_depth=settings.infinite_depth,
+    )
