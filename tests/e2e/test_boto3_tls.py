@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import os
 import ssl
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -95,9 +97,6 @@ def test_uploads_in_parts_come_back_as_one(s3: Any, bucket: str) -> None:
 
 
 def test_a_client_that_does_not_know_the_authority_is_not_served(server: Server) -> None:
-    import urllib.error
-    import urllib.request
-
     with pytest.raises(urllib.error.URLError) as raised:
         urllib.request.urlopen(server.url, timeout=10, context=ssl.create_default_context())
     assert isinstance(raised.value.reason, ssl.SSLCertVerificationError)
