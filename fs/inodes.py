@@ -17,9 +17,13 @@ import errno
 from collections.abc import Iterator
 from enum import Enum
 from hashlib import blake2b
+from typing import TYPE_CHECKING
 
 from fs.attributes import Stat
 from fs.errors import Refused
+
+if TYPE_CHECKING:
+    from fs.draft import Draft
 
 ROOT_INODE = 1
 _INODE_MASK = (1 << 63) - 1
@@ -49,6 +53,7 @@ class Node:
         "bucket_id",
         "cached",
         "data_id",
+        "draft",
         "handles",
         "inode",
         "key",
@@ -56,6 +61,7 @@ class Node:
         "lookups",
         "open_stat",
         "parent",
+        "unlinked",
         "version_id",
     )
 
@@ -81,6 +87,10 @@ class Node:
         """Of the version whose bytes the kernel may have in its page cache."""
         self.open_stat: Stat | None = None
         """Of the version that is open, while one is."""
+        self.draft: Draft | None = None
+        """What this mount writes to the file (``fs.writing``)."""
+        self.unlinked = False
+        """Its name was taken away while it is open."""
         self.parent = ROOT_INODE
         """The inode in which it was looked up last; for ``..``."""
 

@@ -7,29 +7,61 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Sequence
+import stat as modes
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 
 import pyfuse3
+import trio
 from pyfuse3 import EntryAttributes, FileInfo, RequestContext, SetattrFields, StatvfsData
 
 from fs.attributes import Stat, fill
-from fs.directory import DirectoryHandle, Directories
+from fs.directory import Directories, DirectoryHandle
 from fs.errors import Refused
-from fs.handles import Handles
+from fs.handles import FileHandle, Handles
 from fs.inodes import Node
+from fs.namespace import Namespace
 from fs.reading import Reading
 from fs.space import Space
-from fs.view import View
+from fs.view import Found, View
 from fs.wrap import Guard
+from fs.writing import Owner, Writing
 
 HANDLERS = (
-    "access create flush fsync fsyncdir getattr getxattr link listxattr lookup mkdir mknod open "
-    "opendir read readdir readlink release releasedir removexattr rename rmdir setattr setxattr "
-    "statfs symlink unlink write"
-).split()
+    "access",
+    "create",
+    "flush",
+    "fsync",
+    "fsyncdir",
+    "getattr",
+    "getxattr",
+    "link",
+    "listxattr",
+    "lookup",
+    "mkdir",
+    "mknod",
+    "open",
+    "opendir",
+    "read",
+    "readdir",
+    "readlink",
+    "release",
+    "releasedir",
+    "removexattr",
+    "rename",
+    "rmdir",
+    "setattr",
+    "setxattr",
+    "statfs",
+    "symlink",
+    "unlink",
+    "write",
+)
 """All that have an answer; ``forget`` has none."""
 
-SLOW_HANDLERS = frozenset({"create", "flush", "fsync", "release", "rename", "setattr", "write"})
+SLOW_HANDLERS = frozenset(
+    {"create", "flush", "fsync", "open", "read", "release", "rename", "setattr", "write"}
+)
 """These may move any number of bytes, so their time limit is another."""
 
 SLOW_S = 3600.0
@@ -49,14 +81,55 @@ class Operations(pyfuse3.Operations):
         self._reading = Reading(view)
         self._directories = Directories(view)
         self._space = space
+        self._writing: Writing | None = None
+        self._namespace: Namespace | None = None
         self._open_directories: Handles[DirectoryHandle] = Handles()
         for name in HANDLERS:
             limit_s = SLOW_S if name in SLOW_HANDLERS else None
             setattr(self, name, guard.wrapped(name, getattr(self, name), limit_s=limit_s))
-        self.forget = guard.wrapped_quiet("forget", self.forget)  # type: ignore[method-assign]
+        # Coroutine functions in and out; the types say only that they are awaited.
+        self.forget = guard.wrapped_quiet(  # type: ignore[assignment, method-assign]
+            "forget", self.forget
+        )
+
+    def start_writing(self, folder: Path, nursery: trio.Nursery) -> None:
+        """Call before the first request; ``folder`` and ``nursery`` are for ``Writing``."""
+        self._writing = Writing(self._view, folder, nursery)
+        self._namespace = Namespace(self._view, self._writing)
+
+    @property
+    def writing(self) -> Writing:
+        assert self._writing is not None
+        return self._writing
+
+    @property
+    def namespace(self) -> Namespace:
+        assert self._namespace is not None
+        return self._namespace
+
+    @property
+    def services(self) -> list[Callable[[], Awaitable[None]]]:
+        """What runs beside the handlers as long as the mount lives."""
+        return [self._reading.close_idle_forever]
+
+    async def aclose(self) -> None:
+        """Close what programs left open, as ``release`` would."""
+        for handle in self._files.all():
+            await handle.aclose()
 
     def _entry(self, node: Node, stat: Stat, epoch: int) -> EntryAttributes:
-        return fill(EntryAttributes(), node.inode, stat, self._view.timeout_s(epoch))
+        entry = fill(EntryAttributes(), node.inode, stat, self._view.timeout_s(epoch))
+        if node.draft is not None and node.draft.dirty:
+            # It changes when it is committed, and is gone when it cannot be.
+            entry.entry_timeout = entry.attr_timeout = 0.0
+        if node.unlinked:
+            entry.st_nlink = 0
+        return entry
+
+    def _new_entry(self, found: Found, parent_inode: int, epoch: int) -> EntryAttributes:
+        """Answer with something that was made, which the kernel counts as looked up."""
+        self._table.looked_up(found.node, parent_inode)
+        return self._entry(found.node, found.stat, epoch)
 
     # Inodes
 
@@ -110,13 +183,21 @@ class Operations(pyfuse3.Operations):
         node = self._table.get(inode)
         if node.is_directory:
             raise Refused(errno.EISDIR)
-        if flags & os.O_ACCMODE == os.O_RDONLY and not flags & os.O_TRUNC:
+        handle: FileHandle
+        reads = flags & os.O_ACCMODE == os.O_RDONLY and not flags & os.O_TRUNC
+        if reads and node.draft is None:
             handle, keep_cache = await self._reading.open(node)
-            return FileInfo(fh=self._files.add(handle), keep_cache=keep_cache)
-        raise Refused(errno.EROFS)
+        else:
+            handle, keep_cache = await self.writing.open(node, flags)
+        return FileInfo(fh=self._files.add(handle), keep_cache=keep_cache)
 
     async def read(self, fh: int, off: int, size: int) -> bytes:
-        return await self._files.get(fh).read(off, size)  # type: ignore[return-value]
+        handle = self._files.get(fh)
+        # All descriptors of a file see what is written to it, as they share the page cache.
+        draft = handle.node.draft
+        if draft is None:
+            return await handle.read(off, size)  # type: ignore[return-value]
+        return await draft.read(off, size)  # type: ignore[return-value]
 
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         return await self._files.get(fh).write(off, buf)
@@ -131,49 +212,104 @@ class Operations(pyfuse3.Operations):
         handle = self._files.remove(fh)
         if handle is not None:
             await handle.aclose()
+            await self.writing.left(handle.node)
 
     # Changing names and attributes
 
     async def setattr(
-        self, inode: int, attr: EntryAttributes, fields: SetattrFields, fh: int | None,
+        self,
+        inode: int,
+        attr: EntryAttributes,
+        fields: SetattrFields,
+        fh: int | None,
         ctx: RequestContext,
     ) -> EntryAttributes:
-        raise Refused(errno.EROFS)
+        node = self._table.get(inode)
+        if fields.update_size:
+            if node.is_directory:
+                raise Refused(errno.EISDIR)
+            # Sets the time of modification as well.
+            await self.writing.truncate(node, attr.st_size)
+        changes = {
+            "mode": attr.st_mode if fields.update_mode else None,
+            "mtime_ns": attr.st_mtime_ns
+            if fields.update_mtime and not fields.update_size
+            else None,
+            "uid": attr.st_uid if fields.update_uid else None,
+            "gid": attr.st_gid if fields.update_gid else None,
+        }
+        if any(value is not None for value in changes.values()):
+            await self.writing.set_attributes(node, **changes)
+        epoch = self._view.epoch
+        found = await self._view.describe(node)
+        return self._entry(found.node, found.stat, epoch)
 
     async def create(
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
-        raise Refused(errno.EROFS)
+        epoch = self._view.epoch
+        parent = self._table.directory(parent_inode)
+        owner = Owner(ctx.uid, ctx.gid)
+        node, handle = await self.writing.create(parent, name, mode, flags, owner)
+        stat = node.open_stat
+        assert stat is not None
+        entry = self._new_entry(Found(node, stat, None), parent_inode, epoch)
+        return FileInfo(fh=self._files.add(handle)), entry
 
     async def mknod(
         self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: RequestContext
     ) -> EntryAttributes:
-        raise Refused(errno.EPERM)
+        if not modes.S_ISREG(mode):
+            raise Refused(errno.EPERM)
+        epoch = self._view.epoch
+        parent = self._table.directory(parent_inode)
+        owner = Owner(ctx.uid, ctx.gid)
+        found = await self.namespace.make_file(parent, name, mode, owner)
+        return self._new_entry(found, parent_inode, epoch)
 
     async def mkdir(
         self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext
     ) -> EntryAttributes:
-        raise Refused(errno.EROFS)
+        epoch = self._view.epoch
+        parent = self._table.directory(parent_inode)
+        owner = Owner(ctx.uid, ctx.gid)
+        found = await self.namespace.make_directory(parent, name, mode, owner)
+        return self._new_entry(found, parent_inode, epoch)
 
     async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
-        raise Refused(errno.EROFS)
+        await self.namespace.unlink(self._table.directory(parent_inode), name)
 
     async def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
-        raise Refused(errno.EROFS)
+        await self.namespace.remove_directory(self._table.directory(parent_inode), name)
 
     async def symlink(
         self, parent_inode: int, name: bytes, target: bytes, ctx: RequestContext
     ) -> EntryAttributes:
-        raise Refused(errno.EROFS)
+        epoch = self._view.epoch
+        parent = self._table.directory(parent_inode)
+        owner = Owner(ctx.uid, ctx.gid)
+        found = await self.namespace.make_link(parent, name, target, owner)
+        return self._new_entry(found, parent_inode, epoch)
 
     async def readlink(self, inode: int, ctx: RequestContext) -> bytes:
         return await self._reading.link_target(self._table.get(inode))
 
     async def rename(
-        self, parent_inode_old: int, name_old: bytes, parent_inode_new: int, name_new: bytes,
-        flags: int, ctx: RequestContext,
+        self,
+        parent_inode_old: int,
+        name_old: bytes,
+        parent_inode_new: int,
+        name_new: bytes,
+        flags: int,
+        ctx: RequestContext,
     ) -> None:
-        raise Refused(errno.EROFS)
+        await self.namespace.rename(
+            self._table.directory(parent_inode_old),
+            name_old,
+            self._table.directory(parent_inode_new),
+            name_new,
+            flags,
+        )
 
     async def link(
         self, inode: int, new_parent_inode: int, new_name: bytes, ctx: RequestContext

@@ -27,7 +27,6 @@ from typing import Protocol, TypeVar
 import trio
 
 from engine.engine import Engine
-from engine.errors import EngineError
 from engine.staging import StagedObject
 
 T = TypeVar("T")
@@ -273,7 +272,7 @@ class StreamContent:
         try:
             with self._scope:
                 self._staged = await self._engine.stage(self, size=None)
-        except (EngineError, OSError) as error:
+        except Exception as error:  # noqa: BLE001  raised to the writer, in its request
             self._error = error
         finally:
             self._receive.close()

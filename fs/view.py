@@ -72,6 +72,8 @@ class View:
                 version_id="",
             )
         self.table = InodeTable(root)
+        self.unsaved: set[Node] = set()
+        """Files that this mount made and did not commit yet."""
         self.feed_followed = False
         """Changes by others reach the kernel: it may keep answers for long."""
         self.epoch = 0
@@ -108,6 +110,11 @@ class View:
             case _:
                 raise Refused(errno.ENOTDIR)
 
+    def can_be_new(self, parent: Node, place: Place) -> bool:
+        """Say whether something new can have this name here: not in a ``%more`` folder, unless
+        its whole name is too long."""
+        return parent.base == len(parent.key) or _goes_on(parent, place)
+
     # Lookup and attributes
 
     async def look_up(self, parent: Node, name: bytes) -> Found | None:
@@ -124,6 +131,9 @@ class View:
         path = await self.engine.paths.find(place.bucket, place.text)
         if place.mark is Mark.NONE and path.is_directory:
             return self._directory(path, place.text + "/")
+        known = self.known_file(path.bucket.bucket_id, place.text)
+        if known in self.unsaved and known.open_stat is not None:
+            return Found(known, known.open_stat, path.record)
         if path.record is None or (parent.base != len(parent.key) and not _goes_on(parent, place)):
             return None
         return self.file(path.bucket, place.text, path.record)
@@ -161,13 +171,13 @@ class View:
         """Return the node that shows this version of ``key``, with its attributes."""
         node = self.table.find(Kind.FILE, bucket.name, bucket.bucket_id, key)
         node = self.show(node, record.data_id)
-        stat = node.open_stat if node.data_id != record.data_id and node.open_stat else None
+        stat = node.open_stat if node.data_id != record.data_id or node.draft else None
         return Found(node, stat or self.attributes.of_file(record), record)
 
     def show(self, node: Node, data_id: bytes) -> Node:
         """Return the node to show a version of its path by: itself, or, while an older version
         is open through it, another inode."""
-        if node.data_id == data_id:
+        if node.data_id == data_id or (node.draft is not None and node.draft.dirty):
             return node
         if node.handles and node.data_id:
             self.table.detach(node)
@@ -222,13 +232,18 @@ class View:
 def _goes_on(parent: Node, place: Place) -> bool:
     """Say whether a file in a ``%more`` folder really has too long a name."""
     component = place.text[parent.base :]
-    return next_piece(component, len(parent.key) - parent.base) is not None
+    begun = len(parent.key) - parent.base
+    # Cut shorter where the mark of a file beside a directory would not fit.
+    room = NAME_BYTES_MAX - len(Mark.FILE.value)
+    return any(next_piece(component, begun, room=size) for size in (NAME_BYTES_MAX, room))
 
 
-def next_piece(component: str, begun: int) -> tuple[str, bool] | None:
+def next_piece(
+    component: str, begun: int, *, room: int = NAME_BYTES_MAX
+) -> tuple[str, bool] | None:
     """Return the piece of a component behind its first ``begun`` characters, and whether it is
     the last one; None: the component is not cut there."""
-    pieces = split(component)
+    pieces = split(component, room=room)
     for position, piece in enumerate(pieces):
         if begun == 0:
             return piece, position == len(pieces) - 1
