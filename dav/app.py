@@ -22,10 +22,14 @@ from dav.config import DavConfig
 from dav.download import download
 from dav.errors import DavError, ErrorAnswers
 from dav.listing import list_folder
+from dav.locks import lock, unlock
 from dav.namespace import copy, delete, mkcol, move
 from dav.portal import Crossing, Portal
+from dav.propfind import propfind
+from dav.proppatch import proppatch
 from dav.put import put
 from dav.request import DavRequest, Handler, Reply
+from dav.room import Room
 from dav.tree import find
 from engine.engine import Engine
 from engine.http.message import Buffer
@@ -65,6 +69,10 @@ HANDLERS: Mapping[str, Handler] = {
     "MKCOL": mkcol,
     "COPY": copy,
     "MOVE": move,
+    "PROPFIND": propfind,
+    "PROPPATCH": proppatch,
+    "LOCK": lock,
+    "UNLOCK": unlock,
 }
 WRITING = frozenset({"PUT", "DELETE", "MKCOL", "COPY", "MOVE", "PROPPATCH", "LOCK", "UNLOCK"})
 UNBOUNDED = frozenset({"GET", "PUT", "DELETE", "COPY", "MOVE", "PROPFIND"})
@@ -82,6 +90,7 @@ class EngineProvider(DAVProvider):
         super().__init__()
         self.engine = engine
         self.portal = portal
+        self.room = Room(engine)
         self.config = config
 
     def is_readonly(self) -> bool:
@@ -108,7 +117,7 @@ class DavRequests(RequestServer):
             raise DavError(405 if method in _KNOWN else 501, headers=[allow])
         if config.read_only and method in WRITING:
             raise DavError(403, "this server is read-only", headers=[allow])
-        request = DavRequest(environ, start_response, provider.engine, config)
+        request = DavRequest(environ, start_response, provider.engine, config, provider.room)
         if not request.user and method == "HEAD":
             # Office asks before it logs in; it learns nothing but that this is a server.
             return request.answer(Reply(200, options_headers(config)))

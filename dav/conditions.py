@@ -6,11 +6,15 @@ import re
 
 import msgspec
 
+from dav.errors import DavError
+from dav.ifheader import IfHeader, MalformedIf, parse_if, token_of
 from dav.request import DavRequest
 from dav.times import parse_http_date
-from engine.types import NO_CONDITIONS, Conditions
+from engine.types import NO_CONDITIONS, Conditions, StateList
 
 _ETAG = re.compile(r'\s*(W/)?(?:"([^"]*)"|([^\s,"]+))\s*(?:,|$)')
+
+_CODED_URL = re.compile(r"<([^<>\s]+)>")
 
 
 def parse_etags(value: str, *, weak: bool) -> tuple[str, ...]:
@@ -40,7 +44,25 @@ def read_conditions(request: DavRequest) -> Conditions:
 
 def write_conditions(request: DavRequest) -> Conditions:
     """Return what a request that changes its target asks for, and the locks that it holds."""
-    return _with_locks(_headers(request), request)
+    conditions = _with_locks(_headers(request), request)
+    states = state_lists(request)
+    return conditions if not states else _with(conditions, states=states)
+
+
+def state_lists(request: DavRequest) -> tuple[StateList, ...]:
+    """Return what If asks for; each list names its resource, so any transaction can decide."""
+    parsed = _if_header(request)
+    return () if parsed is None else parsed.states
+
+
+def _if_header(request: DavRequest) -> IfHeader | None:
+    header = request.header("If")
+    if header is None:
+        return None
+    try:
+        return parse_if(header, target=request.target, host=request.header("Host") or "")
+    except MalformedIf as error:
+        raise DavError(400, f"malformed If header: {error}") from None
 
 
 def member_conditions(request: DavRequest) -> Conditions:
@@ -68,4 +90,10 @@ def _with(conditions: Conditions, **changes: object) -> Conditions:
 
 
 def _with_locks(conditions: Conditions, request: DavRequest) -> Conditions:
-    return conditions
+    """Add the locks that the client says it holds: in If, or as Office does it in Lock-Token."""
+    parsed = _if_header(request)
+    tokens = list(parsed.tokens) if parsed is not None else []
+    tokens += [token_of(uri) for uri in _CODED_URL.findall(request.header("Lock-Token") or "")]
+    if not tokens:
+        return conditions
+    return _with(conditions, lock_tokens=tuple(tokens), principal=request.user)

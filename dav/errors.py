@@ -10,7 +10,7 @@ from typing import Any
 import structlog
 from wsgidav.mw.base_mw import BaseMiddleware
 
-from dav.names import BadTarget, NoName, OtherHost
+from dav.names import BadTarget, NoName, OtherHost, href
 from dav.portal import ClientGone
 from dav.times import http_date
 from engine import errors as engine_errors
@@ -46,6 +46,8 @@ ENGINE_ERRORS: dict[type[EngineError], int] = {
     engine_errors.BadPart: 400,
     engine_errors.InvalidPartOrder: 400,
     engine_errors.SlowDown: 503,
+    engine_errors.Locked: 423,
+    engine_errors.NoSuchLock: 409,
     engine_errors.NoSpace: 507,
     engine_errors.Unavailable: 503,
     engine_errors.Corrupt: 500,
@@ -61,7 +63,8 @@ class DavError(Exception):
     """An answer that is an error.
 
     ``condition``: element of a precondition that failed, in the DAV: namespace, with its slash:
-    ``"lock-token-submitted"`` (RFC 4918, section 16); ``hrefs`` go inside.
+    ``"lock-token-submitted"`` (RFC 4918, section 16); ``hrefs`` go inside. ``document``: XML to
+    send as it is.
     """
 
     def __init__(
@@ -72,6 +75,7 @@ class DavError(Exception):
         condition: str = "",
         hrefs: Iterable[str] = (),
         headers: Iterable[tuple[str, str]] = (),
+        document: str = "",
     ) -> None:
         super().__init__(status, reason)
         self.status = status
@@ -79,6 +83,7 @@ class DavError(Exception):
         self.condition = condition
         self.hrefs = list(hrefs)
         self.headers = list(headers)
+        self.document = document
 
 
 def status_line(status: int) -> str:
@@ -92,7 +97,14 @@ def translate(error: EngineError) -> DavError:
     status = next(ENGINE_ERRORS[kind] for kind in type(error).__mro__ if kind in ENGINE_ERRORS)
     reason = "" if status >= 500 and status != 507 else str(error)
     headers: list[tuple[str, str]] = []
+    condition, hrefs = "", []
     match error:
+        case engine_errors.Locked(bucket=bucket, root=root):
+            condition = "lock-token-submitted"
+            is_folder = not root or root.endswith("/")
+            hrefs = [href(bucket, root.removesuffix("/"), folder=is_folder)]
+        case engine_errors.NoSuchLock():
+            condition = "lock-token-matches-request-uri"
         case engine_errors.NotModified():
             headers.append(("ETag", f'"{error.etag}"'))
             headers.append(("Last-Modified", http_date(error.modified_ms)))
@@ -102,7 +114,7 @@ def translate(error: EngineError) -> DavError:
             headers.append(("Retry-After", "1"))
         case _:
             pass
-    return DavError(status, reason, headers=headers)
+    return DavError(status, reason, condition=condition, hrefs=hrefs, headers=headers)
 
 
 def explain(error: Exception) -> DavError:
@@ -136,6 +148,8 @@ def explain(error: Exception) -> DavError:
 
 def error_body(error: DavError) -> tuple[str, bytes]:
     """Return content type and document."""
+    if error.document:
+        return "application/xml; charset=utf-8", error.document.encode()
     if error.condition:
         hrefs = "".join(f"<D:href>{escape(href)}</D:href>" for href in error.hrefs)
         text = (

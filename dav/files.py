@@ -6,6 +6,7 @@ import mimetypes
 
 from dav.times import http_date
 from engine.meta.records import VersionRecord
+from engine.types import Pairs
 
 FOLDER_TYPE = "application/x-directory"
 DEFAULT_TYPE = "application/octet-stream"
@@ -19,7 +20,11 @@ _TYPES = mimetypes.MimeTypes()
 
 def content_type(record: VersionRecord, name: str) -> str:
     """Return what was stored, or else what the name says."""
-    stored = dict(record.headers).get("content-type", "")
+    return type_of(record.headers, name)
+
+
+def type_of(headers: Pairs, name: str) -> str:
+    stored = dict(headers).get("content-type", "")
     if stored and stored != _S3_DEFAULT:
         return stored
     return guess_type(name)

@@ -16,6 +16,7 @@ from dav.config import DavConfig
 from dav.errors import status_line
 from dav.names import Target, parse_destination, parse_target
 from dav.portal import Client, Crossing
+from dav.room import Room
 from engine.engine import Engine
 from engine.http.message import Buffer
 
@@ -43,6 +44,7 @@ class DavRequest:
         "config",
         "engine",
         "method",
+        "room",
         "target",
     )
 
@@ -52,6 +54,7 @@ class DavRequest:
         start_response: Callable[..., Callable[[Buffer], None]],
         engine: Engine,
         config: DavConfig,
+        room: Room,
     ) -> None:
         """Raises: BadTarget, NoName."""
         self._environ = environ
@@ -61,6 +64,7 @@ class DavRequest:
         self.client: Client = environ["lode.connection"]
         self.config = config
         self.engine = engine
+        self.room = room
         self.method: str = environ["REQUEST_METHOD"]
         self.target: Target = parse_target(environ["REQUEST_URI"])
 

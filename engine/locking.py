@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from functools import partial
 
 import msgspec
 
@@ -18,11 +19,12 @@ from engine.locks import (
     locks_below,
     put_locks,
 )
+from engine.members import member_rows
 from engine.meta import keyspace
 from engine.meta.kv import ReadTransaction, Transaction
-from engine.meta.records import LockEntry, decode_tree_rename
+from engine.meta.records import LockEntry, decode_locks, decode_tree_rename
 from engine.store import Store, get_bucket, key_bytes
-from engine.types import NO_CONDITIONS, BucketInfo, Conditions, LockInfo, LockRequest
+from engine.types import NO_CONDITIONS, BucketInfo, Conditions, LockInfo, LockRequest, StateList
 from engine.versions import current_version
 
 SHARED_MAX = 32
@@ -96,7 +98,7 @@ class Locking:
                 await put_empty(store, tr, bucket, root)
                 created = not is_folder(root)
             elif conditions.states:
-                await check_states(store, tr, conditions.states)
+                await check_states(store, conditions.states, tr)
             entry = LockEntry(
                 token=token,
                 exclusive=wanted.exclusive,
@@ -127,7 +129,7 @@ class Locking:
         async def body(tr: Transaction) -> LockInfo:
             bucket = await get_bucket(tr, bucket_name)
             if conditions.states:
-                await check_states(store, tr, conditions.states)
+                await check_states(store, conditions.states, tr)
             now_ms = store.clock()
             found, entry = await _held(tr, bucket, key, token, conditions.principal, now_ms)
             renewed = msgspec.structs.replace(
@@ -167,6 +169,32 @@ class Locking:
             ]
 
         return await self._store.db.read(body)
+
+    async def of_members(
+        self, bucket_name: str, folder: str, first: str, last: str
+    ) -> dict[str, list[LockInfo]]:
+        """Return the locks whose roots are members of a folder, by their keys, from ``first`` to
+        ``last``; a member that is a folder ends with a slash. Raises: NoSuchBucket."""
+
+        async def body(tr: ReadTransaction) -> dict[str, list[LockInfo]]:
+            bucket = await get_bucket(tr, bucket_name)
+            base = keyspace.LOCK + bucket.bucket_id
+            rows = await member_rows(tr, base, folder.encode(), first.encode(), last.encode())
+            now_ms = self._store.clock()
+            return {
+                key.decode(): [
+                    lock_info(bucket_name, key, lock)
+                    for lock in RootLocks(key, decode_locks(row).locks).live(now_ms)
+                ]
+                for key, row in rows
+            }
+
+        return await self._store.db.read(body)
+
+    async def check(self, states: tuple[StateList, ...]) -> None:
+        """Raises: PreconditionFailed unless one of the lists holds, or there is none."""
+        if states:
+            await self._store.db.read(partial(check_states, self._store, states))
 
 
 async def _held(

@@ -166,7 +166,7 @@ async def refuse_if_locked(
 ) -> list[RootLocks]:
     """Decide as ``check_locks`` does, and change nothing; return the locks around the key."""
     if conditions.states:
-        await check_states(store, tr, conditions.states)
+        await check_states(store, conditions.states, tr)
     around = await locks_around(tr, bucket.bucket_id, raw_key)
     if around:
         refuse_unless_held(
@@ -207,7 +207,7 @@ async def check_tree_locks(
         tr.clear_range(begin, keyspace.after_prefix(begin))
 
 
-async def check_states(store: Store, tr: ReadTransaction, states: tuple[StateList, ...]) -> None:
+async def check_states(store: Store, states: tuple[StateList, ...], tr: ReadTransaction) -> None:
     """Raises: PreconditionFailed unless one of the lists holds."""
     for state in states:
         if await _holds(store, tr, state):
@@ -229,16 +229,23 @@ async def _holds(store: Store, tr: ReadTransaction, state: StateList) -> bool:
             true = current is not None and current.etag == test.etag
         else:
             if tokens is None:
-                tokens = {
-                    lock.token
-                    for found in await locks_around(tr, bucket.bucket_id, key)
-                    for lock in found.live(now_ms)
-                    if lock.deep or found.root == key
-                }
+                tokens = await _tokens(tr, bucket.bucket_id, key, now_ms)
             true = test.token in tokens
         if true == test.negated:
             return False
     return True
+
+
+async def _tokens(tr: ReadTransaction, bucket_id: BucketId, key: bytes, now_ms: int) -> set[str]:
+    """Return the tokens of the locks of a resource: who names it may leave a folder's slash out."""
+    keys = (key,) if is_folder(key) else (key, key + b"/")
+    return {
+        lock.token
+        for name in keys
+        for found in await locks_around(tr, bucket_id, name)
+        for lock in found.live(now_ms)
+        if lock.deep or found.root == name
+    }
 
 
 def put_locks(tr: Transaction, bucket_id: BucketId, root: bytes, locks: list[LockEntry]) -> None:

@@ -119,7 +119,8 @@ class TreeRenames:
                 _new_key(key, source, target)
             # Steps ask no more: no lock is given while the rename is under way (locking.py).
             await check_tree_locks(store, tr, bucket, source, conditions, removes=True)
-            await check_tree_locks(store, tr, bucket, target, conditions, removes=False)
+            held = msgspec.structs.replace(conditions, states=())
+            await check_tree_locks(store, tr, bucket, target, held, removes=False)
             if len(rows) <= ATOMIC_MAX and _count_within(rows) == len(rows):
                 for key, row in rows:
                     new_key = _new_key(key, source, target)

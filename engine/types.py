@@ -69,7 +69,8 @@ class StateTest(msgspec.Struct, frozen=True):
 
 
 class StateList(msgspec.Struct, frozen=True):
-    """All ``tests`` hold for one resource: a key, a folder (``a/``) or a bucket (``""``)."""
+    """All ``tests`` hold for one resource: a key, a folder or a bucket (``""``). A folder may be
+    named without its slash."""
 
     bucket: str
     key: str

@@ -136,8 +136,8 @@ async def _stage_inline(
     received = await fill(source, memoryview(scratch))
     if received != size:
         raise IncompleteBody(size, received)
-    del scratch[size:]
-    return _inline(context, bytes(scratch), algorithms)
+    # Not resized: the source, or a thread that it uses, may still hold a view of it.
+    return _inline(context, bytes(memoryview(scratch)[:size]), algorithms)
 
 
 def _inline(context: Context, content: bytes, algorithms: frozenset[str]) -> StagedData:
