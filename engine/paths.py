@@ -41,8 +41,9 @@ class ListedFile(msgspec.Struct, array_like=True, frozen=True, gc=False):
 class PathEntry(NamedTuple):
     key: str
     """Of the object; or the common prefix, with its slash."""
-    file: ListedFile | None
-    """None: a directory."""
+    is_directory: bool
+    version: ListedFile | None
+    """Of a directory: of the object that has the prefix as its key, if there is one."""
     shadowed: bool
     """A file beside a directory of its name."""
 
@@ -97,31 +98,33 @@ class Paths:
             end = keyspace.after_prefix(base + raw_prefix)
             start = len(base) + len(raw_prefix)
             cursor = Cursor(tr, base + first, end, step=limit + 1)
-            found: list[tuple[bytes, bytes | None]] = []
+            found: list[tuple[bytes, bytes | None, bool]] = []
             folders: set[bytes] = set()
             more = False
             while (row := await cursor.peek()) is not None:
                 if len(found) >= limit:
                     more = True
                     break
-                slash = row[0].find(DELIMITER, start)
+                key = row[0]
+                slash = key.find(DELIMITER, start)
                 if slash < 0:
-                    found.append(row)
+                    found.append((key, row[1], False))
                     cursor.advance()
                 else:
-                    folder = row[0][: slash + 1]
-                    found.append((folder, None))
+                    folder = key[: slash + 1]
+                    found.append((folder, row[1] if key == folder else None, True))
                     folders.add(folder)
                     cursor.seek(keyspace.after_prefix(folder))
             if more:
                 await _probe(tr, found, folders)
             entries = [
-                PathEntry(key[ID_SIZE:].decode(), None, False)
-                if value is None
-                else PathEntry(
-                    key[ID_SIZE:].decode(), _decode_listed(value), key + DELIMITER in folders
+                PathEntry(
+                    key[ID_SIZE:].decode(),
+                    is_directory,
+                    None if value is None else _decode_listed(value),
+                    key + DELIMITER in folders,
                 )
-                for key, value in found
+                for key, value, is_directory in found
             ]
             return PathPage(bucket, entries, entries[-1].key if more else None)
 
@@ -129,17 +132,15 @@ class Paths:
 
 
 async def _probe(
-    tr: ReadTransaction, found: list[tuple[bytes, bytes | None]], folders: set[bytes]
+    tr: ReadTransaction, found: list[tuple[bytes, bytes | None, bool]], folders: set[bytes]
 ) -> None:
     """Add to ``folders`` those behind the page whose name a file on it has.
 
     Only a file that the last key begins with can be such: all other folders sort before it.
     """
     last = found[-1][0]
-    for key, value in found:
-        if value is not None and last.startswith(key):
+    for key, _, is_directory in found:
+        if not is_directory and last.startswith(key):
             folder = key + DELIMITER
-            if folder > last and await tr.get_range(
-                folder, keyspace.after_prefix(folder), limit=1
-            ):
+            if folder > last and await tr.get_range(folder, keyspace.after_prefix(folder), limit=1):
                 folders.add(folder)

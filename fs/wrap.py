@@ -29,6 +29,14 @@ class Guard:
         self._limit_s = limit_s
         self.counts: dict[str, int] = {}
         self.errors: dict[tuple[str, int], int] = {}
+        self._running = 0
+        self._idle = trio.Event()
+
+    async def idle(self) -> None:
+        """Return when no request is being worked on."""
+        while self._running:
+            self._idle = trio.Event()
+            await self._idle.wait()
 
     def wrapped(
         self, name: str, handler: Callable[P, Awaitable[T]], *, limit_s: float | None = None
@@ -41,6 +49,7 @@ class Guard:
         @wraps(handler)
         async def guarded(*args: P.args, **kwargs: P.kwargs) -> T:
             counts[name] += 1
+            self._running += 1
             try:
                 with trio.fail_after(limit):
                     return await handler(*args, **kwargs)
@@ -48,6 +57,10 @@ class Guard:
                 number = error.errno
             except Exception as error:  # noqa: BLE001  the mount lives on
                 number = self._errno(name, error)
+            finally:
+                self._running -= 1
+                if not self._running:
+                    self._idle.set()
             key = (name, number)
             self.errors[key] = self.errors.get(key, 0) + 1
             raise pyfuse3.FUSEError(number)

@@ -1,0 +1,223 @@
+"""Reading files: a handle is one pinned version and reads it to its end.
+
+A sequential reader gets a stream of the engine, which reads ahead by ever larger batches within
+the memory bound of the engine; this mount's engine is its own, so that is the one budget of the
+mount. Other reads fetch what is asked for and nothing else. A stream that is not used for some
+seconds is closed, so that its memory serves others.
+
+Concurrency: the kernel reads ahead with several requests at once. ``_lock`` orders those that one
+stream serves; the bytes that it returns are valid until the next await, and the answer is
+written before that.
+"""
+
+from __future__ import annotations
+
+import errno
+
+import trio
+
+from engine.opened import BufferStream, ObjectStream, OpenedObject
+from fs.attributes import Stat
+from fs.errors import Refused
+from fs.handles import Readable
+from fs.inodes import Node
+from fs.view import View
+
+AT_ONCE_SIZE = 256 * 1024
+"""A first read so large, at the beginning of a file, is a sequential reader's."""
+
+SKIP_SIZE_MAX = 4 << 20
+"""A stream is read on over a gap so large: requests that the kernel made at once come unordered."""
+
+IDLE_S = 5.0
+"""A stream not used for so long is closed."""
+
+
+class Stream:
+    """A stream and its latest buffer."""
+
+    __slots__ = ("_buffer", "_iterator", "_joined", "end", "start", "used_at")
+
+    def __init__(self, stream: ObjectStream | BufferStream, start: int) -> None:
+        self._iterator = stream
+        self._buffer = memoryview(b"")
+        self._joined = bytearray()
+        self.start = start
+        """Of the buffer, in the object."""
+        self.end = start
+        self.used_at = 0.0
+
+    async def _advance(self) -> None:
+        try:
+            self._buffer = memoryview(await self._iterator.__anext__())
+        except StopAsyncIteration:
+            raise Refused(errno.EIO, "the object ended early") from None
+        self.start = self.end
+        self.end += len(self._buffer)
+
+    async def read(self, offset: int, end: int) -> Readable:
+        """Return bytes of the object; valid until the next call."""
+        while self.end <= offset:
+            await self._advance()
+        if end <= self.end:
+            return self._buffer[offset - self.start : end - self.start]
+        size = end - offset
+        if len(self._joined) < size:
+            self._joined = bytearray(size)
+        joined = memoryview(self._joined)
+        done = 0
+        while done < size:
+            if self.end <= offset + done:
+                await self._advance()
+            piece = self._buffer[offset + done - self.start : end - self.start]
+            joined[done : done + len(piece)] = piece
+            done += len(piece)
+        return joined[:size]
+
+    async def aclose(self) -> None:
+        self._buffer = memoryview(b"")
+        await self._iterator.aclose()
+
+
+class ReadHandle:
+    """One descriptor, open for reading."""
+
+    __slots__ = ("_expected", "_inline", "_lock", "_opened", "_owner", "_size", "_stream", "node")
+
+    def __init__(self, owner: Reading, node: Node, opened: OpenedObject) -> None:
+        self.node = node
+        self._owner = owner
+        self._opened = opened
+        self._inline = None if opened.inline is None else memoryview(opened.inline)
+        self._size = opened.info.size
+        self._expected = 0
+        """Where the next read begins if it is sequential."""
+        self._stream: Stream | None = None
+        self._lock = trio.Lock()
+
+    async def read(self, offset: int, size: int) -> Readable:
+        if self._inline is not None:
+            return self._inline[offset : offset + size]
+        end = min(offset + size, self._size)
+        if offset >= end:
+            return b""
+        expected, self._expected = self._expected, end
+        stream = self._stream
+        if stream is not None and stream.start <= offset <= stream.end + SKIP_SIZE_MAX:
+            return await self._read_on(offset, end)
+        if offset == expected and end < self._size and (offset or size >= AT_ONCE_SIZE):
+            return await self._read_on(offset, end)
+        return await self._read_once(offset, end)
+
+    async def _read_once(self, offset: int, end: int) -> bytes:
+        stream = await self._opened.stream(offset, end)
+        try:
+            buffers = [bytes(buffer) async for buffer in stream]
+        finally:
+            await stream.aclose()
+        return buffers[0] if len(buffers) == 1 else b"".join(buffers)
+
+    async def _read_on(self, offset: int, end: int) -> Readable:
+        """Read by the stream, beginning one here if there is none."""
+        try:
+            self._lock.acquire_nowait()
+        except trio.WouldBlock:
+            await self._lock.acquire()
+        try:
+            stream = self._stream
+            if stream is None:
+                stream = Stream(await self._opened.stream(offset, self._size), offset)
+                self._stream = stream
+                self._owner.streaming.add(self)
+            elif not stream.start <= offset <= stream.end + SKIP_SIZE_MAX:
+                # The stream moved on while this request waited.
+                return await self._read_once(offset, end)
+            stream.used_at = trio.current_time()
+            try:
+                return await stream.read(offset, end)
+            except BaseException:
+                self._stream = None
+                self._owner.streaming.discard(self)
+                await stream.aclose()  # noqa: ASYNC102  does not wait
+                raise
+        finally:
+            self._lock.release()
+
+    async def close_idle(self, now: float) -> None:
+        """Close the stream unless it was used lately or is being used."""
+        stream = self._stream
+        if stream is None:
+            self._owner.streaming.discard(self)
+        elif now - stream.used_at > IDLE_S and not self._lock.locked():
+            await self._close_stream()
+
+    async def _close_stream(self) -> None:
+        stream, self._stream = self._stream, None
+        self._owner.streaming.discard(self)
+        if stream is not None:
+            await stream.aclose()
+
+    async def write(self, offset: int, data: bytes) -> int:
+        raise Refused(errno.EBADF)
+
+    async def flush(self) -> None:
+        """Nothing was written."""
+
+    async def fsync(self) -> None:
+        """Nothing was written."""
+
+    async def aclose(self) -> None:
+        try:
+            await self._close_stream()
+        finally:
+            await self._opened.aclose()  # noqa: ASYNC102  does not wait
+            self._owner.closed(self)
+
+
+class Reading:
+    """Opens files of one mount for reading."""
+
+    def __init__(self, view: View) -> None:
+        self._view = view
+        self.streaming: set[ReadHandle] = set()
+        """Handles that hold a stream."""
+
+    async def open(self, node: Node) -> tuple[ReadHandle, bool]:
+        """Return a handle on the current version, and whether the kernel may keep what it has
+        in its page cache.
+
+        Raises: Refused (ESTALE): another version is open through this inode; when the kernel
+        looks the name up again, it gets another inode. NoSuchKey, Unavailable, Corrupt.
+        """
+        version_id = node.version_id or None
+        opened = await self._view.engine.open(node.bucket, node.key, version_id=version_id)
+        record = opened.info.record
+        if node.handles and node.data_id != record.data_id:
+            await opened.aclose()
+            raise Refused(errno.ESTALE)
+        keep_cache = node.cached == record.data_id
+        node.data_id = node.cached = record.data_id
+        if node.open_stat is None:
+            node.open_stat = self._view.attributes.of_file(record)
+        self._view.table.opened(node)
+        return ReadHandle(self, node, opened), keep_cache
+
+    def closed(self, handle: ReadHandle) -> None:
+        self._view.table.closed(handle.node)
+
+    async def link_target(self, node: Node) -> bytes:
+        """Return where a symbolic link leads. Raises Refused (EINVAL): it is none."""
+        opened = await self._view.engine.open(node.bucket, node.key)
+        async with opened:
+            stat: Stat = self._view.attributes.of_file(opened.info.record)
+            if not stat.is_symlink or opened.inline is None:
+                raise Refused(errno.EINVAL)
+            return opened.inline
+
+    async def close_idle_forever(self) -> None:
+        """Give back the memory of streams that nobody reads on."""
+        while True:
+            await trio.sleep(IDLE_S / 2)
+            now = trio.current_time()
+            for handle in list(self.streaming):
+                await handle.close_idle(now)
