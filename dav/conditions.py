@@ -39,7 +39,7 @@ def read_conditions(request: DavRequest) -> Conditions:
     since = request.header("If-Modified-Since")
     if since is None or conditions.if_none_match is not None:
         return conditions
-    return _with(conditions, if_modified_since_ms=parse_http_date(since))
+    return _with(conditions, if_modified_since_ms=parse_http_date(since), shown_times=True)
 
 
 def write_conditions(request: DavRequest) -> Conditions:
@@ -82,6 +82,7 @@ def _headers(request: DavRequest) -> Conditions:
         if_unmodified_since_ms=None
         if unmodified is None or match is not None
         else parse_http_date(unmodified),
+        shown_times=True,
     )
 
 

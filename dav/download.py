@@ -16,6 +16,7 @@ from dav.tree import Resource
 from engine.errors import InvalidRange
 from engine.meta.records import VersionRecord
 from engine.opened import OpenedObject
+from engine.times import shown_ms
 
 
 async def download(request: DavRequest, crossing: Crossing, found: Resource) -> Reply | None:
@@ -69,7 +70,7 @@ def _same(if_range: str | None, record: VersionRecord) -> bool:
     date = parse_http_date(if_range)
     if date is None:
         return if_range == record.etag
-    return date // 1000 == record.modified_ms // 1000
+    return date // 1000 == shown_ms(record.modified_ms, record.metadata) // 1000
 
 
 async def _send(

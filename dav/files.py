@@ -6,6 +6,7 @@ import mimetypes
 
 from dav.times import http_date
 from engine.meta.records import VersionRecord
+from engine.times import shown_ms
 from engine.types import Pairs
 
 FOLDER_TYPE = "application/x-directory"
@@ -41,7 +42,7 @@ def file_headers(record: VersionRecord, name: str) -> list[tuple[str, str]]:
     kept = [(key.title(), value) for key, value in record.headers if key in _KEPT]
     return [
         ("Content-Type", content_type(record, name)),
-        ("Last-Modified", http_date(record.modified_ms)),
+        ("Last-Modified", http_date(shown_ms(record.modified_ms, record.metadata))),
         ("ETag", f'"{record.etag}"'),
         ("Accept-Ranges", "bytes"),
         ("Content-Security-Policy", "sandbox; default-src 'self' 'unsafe-inline' data:"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from dav.conditions import member_conditions, write_conditions
+from dav.conditions import member_conditions, state_lists, write_conditions
 from dav.errors import DavError
 from dav.multistatus import multistatus
 from dav.names import Target
@@ -78,6 +78,7 @@ async def _delete_file(request: DavRequest, found: Resource) -> None:
 
 async def _delete_folder(request: DavRequest, found: Resource) -> list[Failure]:
     target = found.target
+    await _check_states(request)
     failures = await delete_tree(
         request.engine, target.bucket, target.folder_key, member_conditions(request)
     )
@@ -102,10 +103,11 @@ async def copy(request: DavRequest, crossing: Crossing) -> Reply:
             engine,
             (found.target.bucket, found.key),
             (target.bucket, target.path),
-            _target_conditions(request),
+            _target_conditions(request, states=True),
             source_conditions=_source_conditions(request),
         )
     else:
+        await _check_states(request)
         _check_folder_target(target)
         await _clear_for_folder(request, there)
         if depth == "0":
@@ -146,7 +148,7 @@ async def _move_file(request: DavRequest, found: Resource, target: Target) -> No
         engine,
         (source.bucket, found.key),
         (target.bucket, target.path),
-        _target_conditions(request),
+        _target_conditions(request, states=True),
         source_conditions=_source_conditions(request),
     )
     assert found.record is not None
@@ -163,8 +165,14 @@ async def _move_file(request: DavRequest, found: Resource, target: Target) -> No
 async def _move_folder(request: DavRequest, found: Resource, target: Target) -> list[Failure]:
     engine, source = request.engine, found.target
     if source.bucket == target.bucket:
-        await engine.rename_tree(source.bucket, source.folder_key, target.folder_key)
+        await engine.rename_tree(
+            source.bucket,
+            source.folder_key,
+            target.folder_key,
+            conditions=write_conditions(request),
+        )
         return []
+    await _check_states(request)
     conditions = member_conditions(request)
     failures = await copy_tree(engine, source, target, conditions)
     if failures:
@@ -264,9 +272,17 @@ def _overwrite(request: DavRequest) -> bool:
     return value == "T"
 
 
-def _target_conditions(request: DavRequest) -> Conditions:
-    """Overwrite: F is decided by the commit, not only by what was there before."""
+async def _check_states(request: DavRequest) -> None:
+    """Decide what If asks for, before a request that is more than one transaction."""
+    await request.engine.locking.check(state_lists(request))
+
+
+def _target_conditions(request: DavRequest, *, states: bool = False) -> Conditions:
+    """Overwrite: F is decided by the commit, not only by what was there before. ``states``: so
+    is If, which the transaction of a rename decides with the source."""
     conditions = member_conditions(request)
+    if states and (lists := state_lists(request)):
+        conditions = msgspec.structs.replace(conditions, states=lists)
     if _overwrite(request):
         return conditions
     return msgspec.structs.replace(conditions, if_none_match=ABSENT)

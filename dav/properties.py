@@ -5,7 +5,6 @@ Source: RFC 4918, section 15; RFC 4331 for the quota.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -14,10 +13,6 @@ from dav.locks import SUPPORTED, active_locks
 from dav.times import http_date, iso_date
 from dav.xml import DAV, empty_element, escape
 from engine.types import LockInfo, Pairs
-
-MTIME = "mtime"
-_MS_MAX = 253_402_300_799_000
-"""The end of the year 9999."""
 
 
 class Member(NamedTuple):
@@ -42,20 +37,6 @@ class Surroundings(NamedTuple):
     now_ms: int
     room: tuple[int, int] | None
     """(available, used) bytes, if they are known and asked for."""
-
-
-def shown_ms(modified_ms: int, metadata: Iterable[tuple[str, str]]) -> int:
-    """Return the time of modification: where the bytes came from, if that was said (``mtime``,
-    in seconds, as rclone and the mount keep it), else here."""
-    for name, value in metadata:
-        if name == MTIME:
-            try:
-                seconds = float(value)
-            except ValueError:
-                continue
-            if math.isfinite(seconds) and 0 <= seconds * 1000 <= _MS_MAX:
-                return int(seconds * 1000)
-    return modified_ms
 
 
 def _creationdate(member: Member, _: Surroundings) -> str | None:

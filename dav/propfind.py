@@ -24,13 +24,13 @@ from dav.properties import (
     Surroundings,
     all_names,
     found_xml,
-    shown_ms,
 )
 from dav.request import DavRequest, Reply
 from dav.tree import Resource, find
 from dav.xml import DAV, HEAD, XML_TYPE, children, empty_element, escape, read_xml
 from engine.errors import NoSuchBucket
 from engine.paths import PathEntry
+from engine.times import shown_ms
 from engine.types import BucketInfo, LockInfo, Pairs
 
 PAGE = 1000

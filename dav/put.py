@@ -20,6 +20,7 @@ from dav.request import DavRequest, Reply
 from dav.tree import find, has_parent
 from engine.errors import BadDigest, IncompleteBody, NoSuchKey
 from engine.meta.records import Checksum
+from engine.times import MTIME
 from engine.types import OBJECT_SIZE_MAX, Attributes, Digests, Pairs
 
 CHECKSUM = "CRC64NVME"
@@ -113,7 +114,7 @@ def modification_time(request: DavRequest) -> Pairs:
     text = request.header("X-OC-Mtime")
     if text is None or not _SECONDS.fullmatch(text):
         return []
-    return [("mtime", text)]
+    return [(MTIME, text)]
 
 
 def _kept_headers(request: DavRequest) -> Pairs:

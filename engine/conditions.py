@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from engine.errors import NoSuchKey, NotModified, PreconditionFailed
 from engine.meta.records import VersionRecord
+from engine.times import shown_ms
 from engine.types import NO_CONDITIONS, Conditions
 
 
@@ -20,6 +21,13 @@ def _seconds(ms: int) -> int:
     return ms // 1000
 
 
+def _modified(conditions: Conditions, record: VersionRecord) -> int:
+    """Return the time of modification in seconds that dates are compared with."""
+    if conditions.shown_times:
+        return _seconds(shown_ms(record.modified_ms, record.metadata))
+    return _seconds(record.modified_ms)
+
+
 def check_read(conditions: Conditions, record: VersionRecord) -> None:
     """Decide a read of an existing version.
 
@@ -30,14 +38,14 @@ def check_read(conditions: Conditions, record: VersionRecord) -> None:
     if conditions.if_match is not None:
         if not _matches(conditions.if_match, record.etag):
             raise PreconditionFailed("If-Match")
-    elif conditions.if_unmodified_since_ms is not None and _seconds(record.modified_ms) > _seconds(
+    elif conditions.if_unmodified_since_ms is not None and _modified(conditions, record) > _seconds(
         conditions.if_unmodified_since_ms
     ):
         raise PreconditionFailed("If-Unmodified-Since")
     if conditions.if_none_match is not None:
         if _matches(conditions.if_none_match, record.etag):
             raise NotModified(record.etag, record.modified_ms)
-    elif conditions.if_modified_since_ms is not None and _seconds(record.modified_ms) <= _seconds(
+    elif conditions.if_modified_since_ms is not None and _modified(conditions, record) <= _seconds(
         conditions.if_modified_since_ms
     ):
         raise NotModified(record.etag, record.modified_ms)
@@ -71,7 +79,7 @@ def check_write(
         conditions.if_match_modified_ms
     ):
         raise PreconditionFailed("x-amz-if-match-last-modified-time")
-    if conditions.if_unmodified_since_ms is not None and _seconds(current.modified_ms) > _seconds(
+    if conditions.if_unmodified_since_ms is not None and _modified(conditions, current) > _seconds(
         conditions.if_unmodified_since_ms
     ):
         raise PreconditionFailed("If-Unmodified-Since")

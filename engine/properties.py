@@ -26,11 +26,9 @@ from engine.meta import keyspace
 from engine.meta.kv import ReadTransaction, Transaction
 from engine.meta.records import FORMAT, PropertiesRecord, VersionRecord, decode_properties, encode
 from engine.store import Store, get_bucket, key_bytes
+from engine.times import MTIME
 from engine.types import NO_CONDITIONS, BucketInfo, Conditions, Pairs, PropertyChange
 from engine.versions import current_version, put_properties, replace_attributes
-
-MTIME: Final = "mtime"
-"""User metadata that says when the bytes were modified where they came from, as rclone has it."""
 
 PROPERTIES_SIZE_MAX: Final = 64 * 1024
 """Bytes of all properties of one key, names included."""

@@ -87,6 +87,8 @@ class Conditions(msgspec.Struct, frozen=True):
     if_none_match: tuple[str, ...] | None = None
     if_modified_since_ms: int | None = None
     if_unmodified_since_ms: int | None = None
+    shown_times: bool = False
+    """Compare with the time of modification that is shown (``engine.times``), not with S3's."""
     if_match_size: int | None = None
     """Conditional delete only."""
     if_match_modified_ms: int | None = None

@@ -30,6 +30,7 @@ ENGINE_PUBLIC = frozenset(
         "engine.meta.records",
         "engine.names",
         "engine.paths",
+        "engine.times",
         "engine.types",
     }
 )
