@@ -99,7 +99,7 @@ class RequestBody:
     def _skip_trailers(self) -> None:
         size = 0
         while line := self._line():
-            size += len(line)
+            size += len(line) + 2
             if size > TRAILER_SIZE_MAX:
                 raise BodyBroken("framing")
 

@@ -73,11 +73,16 @@ class _Call(Generic[R]):
     __slots__ = ("_work", "outcome")
 
     def __init__(self, work: Callable[[], R]) -> None:
-        self._work = work
+        self._work: Callable[[], R] | None = work
         self.outcome: outcome.Maybe[R] | None = None
 
     def run(self) -> None:
-        self.outcome = outcome.capture(self._work)
+        work, self._work = self._work, None
+        assert work is not None
+        result = outcome.capture(work)
+        # The task may resize or reuse its buffers once it has the outcome: let go of them first.
+        del work
+        self.outcome = result
 
 
 class _Job(Generic[T]):

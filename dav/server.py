@@ -160,6 +160,10 @@ class DavServer(cheroot_server.HTTPServer):
         if not self.ready:
             return
         self.ready = False
+        self._connections._stop_requested = True
+        with contextlib.suppress(OSError):
+            # Wakes the accept thread, which would look up only now and then.
+            socket.create_connection(self.socket.getsockname()[:2], timeout=1.0).close()
         self._connections.stop()
         self._connections.close()
         if self.requests.finish(self.limits.stop_s):
