@@ -1,0 +1,61 @@
+"""A process that mounts a bucket of a store: ``python -m tests.support.mount_process JSON``.
+
+What ``lode mount`` does without its command line, so that tests can say everything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import structlog
+import trio
+
+from engine.config import StoreConfig
+from engine.errors import BucketExists
+from engine.opening import open_engine, prepare_store
+from fs.mount import run_mount
+from fs.options import MountOptions
+
+
+async def main(wanted: dict[str, Any]) -> None:
+    config = StoreConfig(data=Path(wanted.pop("data")), services=False)
+    for name in ("target", "staging", "cache"):
+        if name in wanted:
+            wanted[name] = Path(wanted[name])
+    options = MountOptions(**wanted)
+    await prepare_store(config)
+    stop = trio.Event()
+
+    async def watch(task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM) as signals:
+            task_status.started()
+            async for _ in signals:
+                stop.set()
+                return
+
+    async with open_engine(config) as engine, trio.open_nursery() as nursery:
+        with contextlib.suppress(BucketExists):
+            await engine.create_bucket(options.bucket or "bucket", owner="owner")
+        await nursery.start(watch)
+        log = structlog.get_logger()
+        await run_mount(
+            engine, options, log=log, stop=stop, ready=lambda: print("ready", flush=True)
+        )
+        nursery.cancel_scope.cancel()
+
+
+if __name__ == "__main__":
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+    trio.run(main, json.loads(sys.argv[1]))
