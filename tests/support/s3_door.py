@@ -90,6 +90,8 @@ async def serving_s3(engine: Engine) -> AsyncIterator[S3Server]:
 def _leaf(answer: Answer) -> str:
     if answer.status == 304:
         return "NotModified"
+    if b"may not specifically refer to a delete marker" in answer.body:
+        return "InvalidArgument"  # S3 says InvalidRequest to this one
     return LEAVES.get(answer.code, answer.code)
 
 
