@@ -11,7 +11,7 @@ RUN_STAMP := $(VENV)/.ready-run
 DEV_STAMP := $(VENV)/.ready-dev
 SETUP_INPUTS := scripts/setup pyproject.toml requirements.lock
 
-CODE := cli dav engine s3 tests benchmarks
+CODE := cli dav engine fs s3 tests benchmarks
 
 # What ruff's async rules leave out. ASYNC9xx (a checkpoint on every path) would cost a trip through
 # the scheduler per call on the request path. Also left out: 109, kv.run takes an explicit deadline;

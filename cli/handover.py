@@ -12,6 +12,7 @@ import msgspec
 
 from cli.credentials import Credentials
 from engine.config import StoreConfig
+from fs.options import MountOptions
 
 
 class DavSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,6 +45,8 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     log_json: bool
     dav: DavSettings | None = None
     """None: this process serves S3."""
+    mount: MountOptions | None = None
+    """Not None: this process mounts the store, and serves nothing else."""
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):

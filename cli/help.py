@@ -45,6 +45,18 @@ DAV = "\n\n".join(
     )
 )
 
+MOUNT = "\n\n".join(
+    (
+        "Mount a bucket, what is below a prefix of it, or with [bold]/[/bold] every bucket.",
+        "    lode mount --data ./data photos /mnt/photos",
+        "Returns when the folder can be used; [bold]umount DIR[/bold] ends it. With --foreground "
+        "it stays, and prints a line that begins with [bold]ready[/bold]. SIGTERM commits what is "
+        "pending and unmounts.",
+        "Works beside a running server on the same store. What the file system does and does not "
+        "do is written down in docs/SEMANTICS.md.",
+    )
+)
+
 STATUS = "\n\n".join(
     (
         "Show drives, space, damage found and repaired, and what waits for repair or collection.",

@@ -15,6 +15,7 @@ import typer
 
 from cli import help
 from cli.arguments import normalize, parse_duration
+from cli.mount_command import mount_command
 from cli.outcome import FAILED, USAGE, WorkersFailed, innermost, one_line
 from cli.version import VERSION
 from engine.errors import ConfigError, EngineError
@@ -45,6 +46,7 @@ JsonOption = Annotated[
 _STORE = "Store"
 _NETWORK = "Network"
 _PROCESS = "Processes and logs"
+_MOUNT = "Mount"
 
 DavReadOnlyOption = Annotated[
     bool | None,
@@ -166,6 +168,24 @@ def serve(
     dav_basic: DavBasicOption = None,
     dav_mac_files: DavMacFilesOption = None,
     dav_infinite_depth: DavInfiniteDepthOption = None,
+    mount: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR",
+            help="Also mount the store there, every bucket a folder. (default: not)",
+            show_default=False,
+            rich_help_panel=_MOUNT,
+        ),
+    ] = None,
+    mount_allow_other: Annotated[
+        bool | None,
+        typer.Option(
+            "--mount-allow-other",
+            help="Let other users in; else the mount is for who runs the server alone.",
+            show_default=False,
+            rich_help_panel=_MOUNT,
+        ),
+    ] = None,
     domain: Annotated[
         list[str] | None,
         typer.Option(
@@ -254,6 +274,8 @@ def serve(
         "dav-basic": dav_basic,
         "dav-mac-files": dav_mac_files,
         "dav-infinite-depth": dav_infinite_depth,
+        "mount": mount,
+        "mount-allow-other": mount_allow_other,
         "domain": ",".join(domain) if domain else None,
         "region": region,
         "tls-cert": tls_cert,
@@ -315,6 +337,9 @@ def dav(
     config = os.environ.get("LODE_CONFIG")
     settings = load_settings(options, os.environ, Path(config) if config else None)
     run_server(settings, os.environ, dav_alone=True)
+
+
+app.command("mount", help=help.MOUNT, rich_help_panel="Run")(mount_command)
 
 
 @app.command(help=help.STATUS, rich_help_panel="Look after")

@@ -25,6 +25,7 @@ from engine import open_engine, prepare_store
 from engine.config import StoreConfig
 from engine.http.crowd import make_board
 from engine.types import StoreStatus
+from fs.options import MountOptions
 
 log = structlog.get_logger()
 
@@ -160,6 +161,14 @@ def _worker_configs(
         )
         number = len(configs) + 1
         configs.append(msgspec.structs.replace(config(number, doors.dav), dav=dav))
+    if settings.mount is not None:
+        mount = MountOptions(
+            target=settings.mount,
+            allow_other=settings.mount_allow_other,
+            uid=os.geteuid(),
+            gid=os.getegid(),
+        )
+        configs.append(msgspec.structs.replace(config(len(configs) + 1, []), mount=mount))
     return configs
 
 
@@ -168,6 +177,8 @@ def _print_ready(settings: Settings, doors: Doors, source: CredentialsSource) ->
     scheme = "http" if settings.tls_cert is None else "https"
     words = [f"s3={scheme}://{address}" for address in addresses_of(doors.s3)]
     words += [f"dav={scheme}://{address}" for address in addresses_of(doors.dav)]
+    if settings.mount is not None:
+        words.append(f"mount={shlex.quote(str(settings.mount))}")
     words.append(f"credentials={shlex.quote(source.where)}")
     try:
         print("ready", *words, flush=True)

@@ -41,6 +41,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     """Take the password itself over plain HTTP, also from other machines."""
     dav_mac_files: str = "keep"
     dav_infinite_depth: bool = False
+    mount: Path | None = None
+    """Where every bucket is mounted as a folder; None: nowhere."""
+    mount_allow_other: bool = False
     workers: int = 0
     """Processes that serve; 0 is replaced by one per core, at most 8."""
     tls_cert: Path | None = None
@@ -139,7 +142,7 @@ def _convert(name: str, value: Value, where: str, folder: Path) -> object:
     """Return ``value`` as the type of the setting; relative paths start at ``folder``."""
     try:
         match name:
-            case "data" | "tls-cert" | "tls-key":
+            case "data" | "tls-cert" | "tls-key" | "mount":
                 return _path(_text(value), folder)
             case "drives":
                 return _drives(_texts(value), folder)
@@ -157,7 +160,13 @@ def _convert(name: str, value: Value, where: str, folder: Path) -> object:
                 return _seconds(value)
             case "log-level":
                 return _choice(_text(value).lower(), LOG_LEVELS)
-            case "log-json" | "dav-read-only" | "dav-basic" | "dav-infinite-depth":
+            case (
+                "log-json"
+                | "dav-read-only"
+                | "dav-basic"
+                | "dav-infinite-depth"
+                | "mount-allow-other"
+            ):
                 return _flag(value)
             case _:
                 return _token(_text(value))

@@ -41,6 +41,8 @@ log = structlog.get_logger()
 
 CONFIG_SIZE_MAX = 1 << 20
 OWNER_NAME = "root"
+GENTLE_S = 45.0
+"""Longer than a mount needs to commit what is pending."""
 
 
 def main() -> NoReturn:
@@ -51,7 +53,12 @@ def main() -> NoReturn:
     reports = _take_stdout()
     config = decode_config(_read_line(sys.stdin.fileno()))
     configure_logs(config.log_level, as_json=config.log_json, worker=config.number)
-    threading.Thread(target=_end_with_supervisor, name="supervisor watch", daemon=True).start()
+    threading.Thread(
+        target=_end_with_supervisor,
+        args=(config.mount is not None,),
+        name="supervisor watch",
+        daemon=True,
+    ).start()
     status = 0
     try:
         trio.run(_serve, config, reports)
@@ -66,6 +73,12 @@ async def _serve(config: WorkerConfig, reports: int) -> None:
     tls: ssl.SSLContext | None = None
     if config.tls_cert is not None and config.tls_key is not None:
         tls = make_tls_context(config.tls_cert, config.tls_key)
+    if config.mount is not None:
+        from cli.mount import serve_mount, store_of
+
+        store = store_of(config.store.data, config.mount)
+        await serve_mount(store, config.mount, lambda: _tell_ready(reports))
+        return
     if config.dav is not None:
         # Only this process needs what WebDAV needs.
         from cli.dav import serve_dav
@@ -152,11 +165,15 @@ def _read_line(descriptor: int) -> bytes:
     return line
 
 
-def _end_with_supervisor() -> None:
+def _end_with_supervisor(gently: bool) -> None:
+    """End when the supervisor is gone; ``gently``: unmount first, or nobody can use the folder."""
     # Not PR_SET_PDEATHSIG: that fires when the *thread* that spawned us ends, and trio spawns
     # processes from worker threads.
     while os.read(sys.stdin.fileno(), 4096):
         pass
+    if gently:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(GENTLE_S)
     os._exit(1)
 
 

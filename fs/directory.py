@@ -143,7 +143,20 @@ class KeySource:
             name = encode(component, Mark.FILE if shadowed else Mark.NONE)
             stat = attributes.of_file(version)
             entries.append(Entry(name, Kind.FILE, found.bucket, key, 0, stat, version.data_id))
+        if found.next_after is None and self._view.unsaved:
+            entries += self._unsaved(found.bucket)
         return Page(entries, found.next_after, last_more)
+
+    def _unsaved(self, bucket: BucketInfo) -> list[Entry]:
+        """Return the files here that this mount made and did not commit yet."""
+        unsaved = []
+        for node in self._view.unsaved:
+            component = node.key[self._base :]
+            here = node.bucket_id == bucket.bucket_id and node.key.startswith(self._prefix)
+            if here and "/" not in component and node.open_stat is not None:
+                name = encode(node.key[len(self._prefix) :])
+                unsaved.append(Entry(name, Kind.FILE, bucket, node.key, 0, node.open_stat, b""))
+        return unsaved
 
     def _long(self, found: PathPage, entry: PathEntry, component: str) -> Entry | None:
         """Return the entry for a component that is, or may be, cut into pieces; None: it does

@@ -1,0 +1,93 @@
+"""The command line of ``lode mount``; ``cli.mount`` does the work."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from engine.errors import ConfigError
+
+
+def mount_command(
+    source: Annotated[str, typer.Argument(metavar="BUCKET[/PREFIX]", show_default=False)],
+    target: Annotated[Path, typer.Argument(metavar="DIR", show_default=False)],
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            "--data",
+            metavar="DIR",
+            help="Folder of the store. (LODE_DATA; default ./data)",
+            show_default=False,
+        ),
+    ] = None,
+    read_only: Annotated[bool, typer.Option("--read-only", help="Refuse to change anything.")] = (
+        False
+    ),
+    allow_other: Annotated[
+        bool, typer.Option("--allow-other", help="Let other users in, as modes allow.")
+    ] = False,
+    uid: Annotated[
+        int | None, typer.Option(help="Owner of what has none. (default: yours)", min=0)
+    ] = None,
+    gid: Annotated[
+        int | None, typer.Option(help="Group of what has none. (default: yours)", min=0)
+    ] = None,
+    file_mode: Annotated[
+        str | None, typer.Option(metavar="OCTAL", help="Mode of files without one. (default 644)")
+    ] = None,
+    dir_mode: Annotated[
+        str | None, typer.Option(metavar="OCTAL", help="Mode of folders without one. (default 755)")
+    ] = None,
+    memory: Annotated[
+        int | None,
+        typer.Option(metavar="MIB", help="Bound on reading ahead. (default 256)", min=16),
+    ] = None,
+    xattr: Annotated[
+        bool, typer.Option("--xattr", help="Show ETag, checksums, metadata as extended attributes.")
+    ] = False,
+    staging: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder for what is written and not committed. (default: in the data folder)",
+            show_default=False,
+        ),
+    ] = None,
+    foreground: Annotated[
+        bool, typer.Option("--foreground", help="Stay, and print a line when it is mounted.")
+    ] = False,
+    log_level: Annotated[
+        str, typer.Option(metavar="LEVEL", help="debug, info, warning or error.")
+    ] = "info",
+    log_json: Annotated[
+        bool, typer.Option("--log-json", help="Log JSON lines also on a terminal.")
+    ] = False,
+) -> None:
+    from cli.mount import mount_options, parse_mode, run
+    from cli.settings import LOG_LEVELS, data_folder
+
+    if log_level not in LOG_LEVELS:
+        raise ConfigError(f"--log-level: {log_level!r} is none of {', '.join(LOG_LEVELS)}")
+    options = mount_options(
+        source,
+        target,
+        read_only=read_only,
+        allow_other=allow_other,
+        uid=uid,
+        gid=gid,
+        file_mode=parse_mode(file_mode),
+        dir_mode=parse_mode(dir_mode),
+        memory=memory << 20 if memory is not None else None,
+        xattr=xattr,
+        staging=staging.absolute() if staging is not None else None,
+    )
+    run(
+        data_folder(data, os.environ),
+        options,
+        foreground=foreground,
+        log_level=log_level,
+        log_json=log_json,
+    )
