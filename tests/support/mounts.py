@@ -79,8 +79,8 @@ def _wait_ready(process: subprocess.Popen[bytes], log_path: Path) -> None:
         selector.register(process.stdout, selectors.EVENT_READ)
         if not selector.select(max(0.0, deadline - time.monotonic())):
             raise AssertionError(f"not ready after {START_S} s:\n{log_path.read_text()}")
-        if os.read(process.stdout.fileno(), 100) != b"ready\n":
-            raise AssertionError(f"ended before it was ready:\n{log_path.read_text()}")
+        if not (line := os.read(process.stdout.fileno(), 100)).startswith(b"ready"):
+            raise AssertionError(f"ended before it was ready: {line!r}\n{log_path.read_text()}")
 
 
 def run(*command: str, cwd: Path | None = None, timeout: float = 120.0) -> str:
