@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 # Written by scripts/setup when a set-up is complete; newer inputs make it run again.
 RUN_STAMP := $(VENV)/.ready-run
 DEV_STAMP := $(VENV)/.ready-dev
-SETUP_INPUTS := scripts/setup pyproject.toml requirements.lock
+SETUP_INPUTS := scripts/setup pyproject.toml requirements.lock requirements-mount.lock
 
 CODE := cli dav engine fs s3 tests benchmarks
 
@@ -65,6 +65,7 @@ COMPILE = UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet --
 lock: $(DEV_STAMP)  ## Lock the dependencies again; UPGRADE=--upgrade takes newer ones
 	$(COMPILE) --output-file requirements.lock
 	$(COMPILE) --extra dev --constraint requirements.lock --output-file requirements-dev.lock
+	$(COMPILE) --extra mount --constraint requirements.lock --output-file requirements-mount.lock
 
 clean:  ## Remove the virtual environment and caches; never ./data
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
