@@ -1,0 +1,311 @@
+"""The server under clients that are slow, silent, many, or wrong."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import trio
+import trustme
+
+from dav.config import DavLimits
+from engine.engine import Engine
+from engine.errors import NoSuchKey
+from tests.support.dav import (
+    LIMITS,
+    Door,
+    basic,
+    dav_door,
+    in_thread,
+    read_answer,
+    with_login,
+)
+from tests.support.engine import engine_in, pattern, read
+from tests.support.logs import Logs
+
+PUT = b"PUT /bucket/%s HTTP/1.1\r\nContent-Length: %d\r\n\r\n"
+
+
+async def exists(engine: Engine, key: str) -> bool:
+    try:
+        await engine.head("bucket", key)
+    except NoSuchKey:
+        return False
+    return True
+
+
+def begin_put(door: Door, name: str, size: int = 10) -> socket.socket:
+    """Send the head and the first half of a body; the server waits for the rest."""
+    opened = door.connect()
+    opened.sendall(with_login(PUT % (name.encode(), size)) + b"x" * (size // 2))
+    return opened
+
+
+def end_put(opened: socket.socket, size: int = 10) -> int:
+    opened.sendall(b"x" * (size - size // 2))
+    return read_answer(opened).status
+
+
+def is_closed(opened: socket.socket) -> bool:
+    """Wait for the end of the connection."""
+    try:
+        while opened.recv(65536):
+            pass
+    except ConnectionResetError:
+        pass
+    return True
+
+
+async def test_64_slow_uploads_leave_room_for_small_requests(tmp_path: Path) -> None:
+    async with engine_in(tmp_path) as engine, dav_door(engine) as door:
+        await door.made("/bucket/", "/bucket/small")
+        slow = [await in_thread(begin_put, door, f"slow-{n}") for n in range(64)]
+        for _ in range(5):
+            assert (await door.get("/bucket/small")).status == 200
+        assert [await in_thread(end_put, opened) for opened in slow] == [201] * 64
+
+
+async def test_silent_clients_cost_no_threads(tmp_path: Path) -> None:
+    limits = replace(LIMITS, threads_min=1, threads_max=2)
+    async with engine_in(tmp_path) as engine, dav_door(engine, limits=limits) as door:
+        silent = [await in_thread(door.connect) for _ in range(20)]
+        await door.made("/bucket/", "/bucket/x")
+        assert (await door.get("/bucket/x")).status == 200
+        assert len(silent) == 20
+
+
+async def test_requests_wait_for_a_thread_when_all_are_busy(tmp_path: Path) -> None:
+    limits = replace(LIMITS, threads_min=1, threads_max=2)
+    async with engine_in(tmp_path) as engine, dav_door(engine, limits=limits) as door:
+        await door.made("/bucket/")
+        busy = [await in_thread(begin_put, door, f"busy-{n}") for n in range(2)]
+        async with trio.open_nursery() as nursery:
+            answered = trio.Event()
+
+            async def ask() -> None:
+                assert (await door.call("OPTIONS", "/")).status == 200
+                answered.set()
+
+            nursery.start_soon(ask)
+            assert await in_thread(end_put, busy[0]) == 201
+            await answered.wait()
+        assert await in_thread(end_put, busy[1]) == 201
+
+
+async def test_an_upload_that_stands_still_ends_and_leaves_nothing(tmp_path: Path) -> None:
+    limits = replace(LIMITS, idle_s=0.2)
+    async with engine_in(tmp_path) as engine, dav_door(engine, limits=limits) as door:
+        await door.made("/bucket/")
+        opened = await in_thread(begin_put, door, "x")
+        assert (await in_thread(read_answer, opened)).status == 408
+        assert not await exists(engine, "x")
+
+
+async def test_a_head_that_trickles_has_an_end(tmp_path: Path) -> None:
+    limits = replace(LIMITS, head_s=0.2)
+    async with engine_in(tmp_path) as engine, dav_door(engine, limits=limits) as door:
+        opened = door.connect()
+        await in_thread(opened.sendall, b"GET / HTTP/1.1\r\nHost: ")
+        assert await in_thread(is_closed, opened)
+
+
+async def test_an_idle_connection_is_closed(tmp_path: Path) -> None:
+    limits = replace(LIMITS, idle_s=0.2)
+    async with engine_in(tmp_path) as engine, dav_door(engine, limits=limits) as door:
+        opened = door.connect()
+        assert await in_thread(is_closed, opened)
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (b"GET / HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nContent-Length: +1\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nContent-Length: 1, 1\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", 400),
+        (b"GET / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nContent-Length : 1\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nX: 1\r\n folded: 2\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nno colon\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\nX: 1\n\n", 400),
+        (b"GET /\r\n\r\n", 400),
+        (b"GET / HTTP/9.1\r\n\r\n", 505),
+        (b"GET / HTTP/1.1\r\nX: " + b"x" * 70_000 + b"\r\n\r\n", 413),
+        (b"GET /" + b"x" * 70_000 + b" HTTP/1.1\r\n\r\n", 414),
+    ],
+)
+async def test_requests_that_can_be_read_in_two_ways_are_refused(
+    tmp_path: Path, head: bytes, status: int
+) -> None:
+    async with engine_in(tmp_path) as engine, dav_door(engine) as door:
+        answer = await door.raw(head, login=False)
+        assert answer.status == status
+
+
+async def test_a_header_with_an_underscore_is_no_header_with_a_dash(tmp_path: Path) -> None:
+    async with engine_in(tmp_path) as engine, dav_door(engine) as door:
+        await door.made("/bucket/", "/bucket/x")
+        request = b"DELETE /bucket/x HTTP/1.1\r\nIf_Match: nonsense\r\n\r\n"
+        assert (await door.raw(request)).status == 204
+
+
+async def test_requests_follow_each_other_on_one_connection(tmp_path: Path) -> None:
+    async with engine_in(tmp_path) as engine, dav_door(engine) as door:
+        await door.made("/bucket/", "/bucket/x")
+
+        def talk() -> list[tuple[int, bytes]]:
+            opened = door.connect()
+            answers = []
+            for request in (
+                with_login(PUT % (b"y", 3)) + b"abc",
+                with_login(b"GET /bucket/y HTTP/1.1\r\n\r\n"),
+                with_login(b"GET /bucket/absent HTTP/1.1\r\n\r\n"),
+                with_login(b"GET /bucket/x HTTP/1.1\r\nConnection: close\r\n\r\n"),
+            ):
+                opened.sendall(request)
+                answer = read_answer(opened)
+                answers.append((answer.status, answer.body))
+            assert opened.recv(1) == b""
+            return answers
+
+        answers = await in_thread(talk)
+        assert [status for status, _ in answers] == [201, 200, 404, 200]
+        assert answers[1][1] == b"abc"
+
+
+async def test_requests_that_were_sent_ahead_are_answered_in_order(tmp_path: Path) -> None:
+    async with engine_in(tmp_path) as engine, dav_door(engine) as door:
+        await door.made("/bucket/", "/bucket/x", "/bucket/y")
+
+        def talk() -> bytes:
+            opened = door.connect()
+            requests = [
+                with_login(b"GET /bucket/%s HTTP/1.1\r\n\r\n" % name) for name in (b"x", b"y")
+            ]
+            last = with_login(b"GET /bucket/x HTTP/1.1\r\nConnection: close\r\n\r\n")
+            opened.sendall(b"".join(requests) + last)
+            got = b""
+            while part := opened.recv(65536):
+                got += part
+            return got
+
+        got = await in_thread(talk)
+        bodies = [part.partition(b"\r\n\r\n")[2] for part in got.split(b"HTTP/1.1 200")[1:]]
+        assert bodies == [b"/bucket/x", b"/bucket/y", b"/bucket/x"]
+
+
+async def test_a_stop_lets_a_transfer_end_and_accepts_no_more(tmp_path: Path) -> None:
+    async with engine_in(tmp_path) as engine:
+        async with dav_door(engine, limits=replace(LIMITS, stop_s=20.0)) as door:
+            await door.made("/bucket/")
+            opened = await in_thread(begin_put, door, "x")
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(trio.to_thread.run_sync, door.server.stop)
+                while door.server.ready:
+                    await trio.lowlevel.checkpoint()
+                assert await in_thread(end_put, opened) == 201
+        assert await read(engine, "bucket", "x") == b"x" * 10
+
+
+async def test_a_stop_cuts_off_what_does_not_end(tmp_path: Path, logs: Logs) -> None:
+    async with engine_in(tmp_path) as engine:
+        async with dav_door(engine, limits=replace(LIMITS, stop_s=0.1)) as door:
+            await door.made("/bucket/")
+            opened = await in_thread(begin_put, door, "x")
+            logs.expect("dav.cut_off")
+            await in_thread(door.server.stop)
+            assert await in_thread(is_closed, opened)
+        assert not await exists(engine, "x")
+
+
+class Certificate:
+    def __init__(self) -> None:
+        authority = trustme.CA()
+        self.server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        authority.issue_cert("localhost").configure_cert(self.server)
+        self.client = ssl.create_default_context()
+        authority.configure_trust(self.client)
+
+
+async def test_silent_and_slow_tls_clients_stop_nobody(tmp_path: Path) -> None:
+    """cheroot 11 shakes hands in its accept thread: three such clients stopped everyone."""
+    keys = Certificate()
+    data = pattern(300_000)
+    async with (
+        engine_in(tmp_path) as engine,
+        dav_door(engine, tls=keys.server, client_tls=keys.client) as door,
+    ):
+        for number in range(20):
+            opened = door.connect()
+            if number % 2:
+                # The first bytes of a handshake that never goes on.
+                await in_thread(opened.sendall, b"\x16\x03\x01\x02\x00\x01\x00")
+        await door.made("/bucket/")
+        assert (await door.put("/bucket/x", data)).status == 201
+        assert (await door.get("/bucket/x")).body == data
+        pieces = [data[at : at + 999] for at in range(0, len(data), 999)]
+        assert (await door.call("PUT", "/bucket/y", pieces)).status == 201
+        assert await read(engine, "bucket", "y") == data
+
+
+async def test_a_handshake_has_an_end(tmp_path: Path) -> None:
+    keys = Certificate()
+    limits = replace(LIMITS, handshake_s=0.2)
+    async with (
+        engine_in(tmp_path) as engine,
+        dav_door(engine, tls=keys.server, limits=limits) as door,
+    ):
+        slow = door.connect()
+        await in_thread(slow.sendall, b"\x16\x03\x01")
+        plain = door.connect()
+        await in_thread(plain.sendall, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert await in_thread(is_closed, slow)
+        assert await in_thread(is_closed, plain)
+
+
+async def test_requests_follow_each_other_over_tls(tmp_path: Path) -> None:
+    keys = Certificate()
+    async with (
+        engine_in(tmp_path) as engine,
+        dav_door(engine, tls=keys.server, client_tls=keys.client) as door,
+    ):
+        await door.made("/bucket/", "/bucket/x")
+
+        def talk() -> list[int]:
+            with keys.client.wrap_socket(door.connect(), server_hostname="localhost") as opened:
+                request = with_login(b"GET /bucket/x HTTP/1.1\r\n\r\n")
+                statuses = []
+                for _ in range(3):
+                    opened.sendall(request)
+                    statuses.append(read_answer(opened).status)
+                # Two in one record: the second waits inside the TLS library.
+                opened.sendall(request + with_login(b"OPTIONS / HTTP/1.1\r\n\r\n"))
+                got = b""
+                while got.count(b"HTTP/1.1 200") < 2:
+                    part = opened.recv(65536)
+                    assert part
+                    got += part
+                return statuses
+
+        assert await in_thread(talk) == [200] * 3
+
+
+async def test_over_tls_basic_is_good_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dav.auth.is_loopback", lambda address: False)
+    keys = Certificate()
+    async with (
+        engine_in(tmp_path) as engine,
+        dav_door(engine, tls=keys.server, client_tls=keys.client) as door,
+    ):
+        assert (await door.call("GET", "/", login=basic())).status == 200
+
+
+def test_limits_are_sane() -> None:
+    limits = DavLimits()
+    assert limits.threads_max > 64 + limits.threads_min
