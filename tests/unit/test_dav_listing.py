@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from unittest.mock import patch
 
+from dav.names import href
 from tests.support.dav import Door, dav_door
 from tests.support.engine import engine_in, put
 
@@ -42,7 +43,7 @@ async def test_no_name_becomes_markup(tmp_path: Path) -> None:
     async with engine_in(tmp_path) as engine, dav_door(engine) as door:
         await door.made("/bucket/")
         await put(engine, "bucket", '<script>"x"</script>/<img src=x>', b"x")
-        for path in ("/bucket/", "/bucket/%3Cscript%3E%22x%22%3C%25name/"):
+        for path in ("/bucket/", href("bucket", '<script>"x"<', folder=True)):
             page = await door.get(path)
             assert page.status == 200
             assert page["content-security-policy"].startswith("default-src 'none'")
