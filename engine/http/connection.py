@@ -418,7 +418,7 @@ class Connection:
         self._phase = _CLOSING
         self._inbox.take()
         self._transport.finish()
-        budget = self._limits.drain
+        budget = self._limits.linger
         while budget > 0:
             data = await self._transport.receive(_RECEIVE, wait=False)
             if not data:

@@ -22,6 +22,10 @@ class Limits:
     drain: int = 256 * KIB
     """An unread body up to so long is read and dropped to keep the connection; else it closes."""
 
+    linger: int = 16 * 1024 * KIB
+    """Before closing on a longer one, so much is read and dropped: a client that only sends until
+    it has sent all of it then sees the answer, and not a broken pipe."""
+
     head_s: float = 30.0
     """From the first byte of a request to the end of its head (408), and for a TLS handshake."""
     idle_s: float = 75.0

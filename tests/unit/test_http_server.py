@@ -279,6 +279,17 @@ async def test_small_unread_body_is_dropped_and_large_one_closes() -> None:
         assert await ended(client)
 
 
+async def test_a_client_that_sends_megabytes_unread_still_sees_the_answer() -> None:
+    async def handler(request: Request) -> Response:
+        return Response(403)
+
+    async with running_server(handler) as server:
+        client = await server.connect()
+        await client.send(put(b"x" * (4 << 20)))  # a reset would end this, or the next line
+        answer = await client.answer()
+        assert (answer.status, answer.headers[b"connection"]) == (403, b"close")
+
+
 async def test_oversized_request_line_is_answered() -> None:
     async with running_server(echo) as server:
         client = await server.connect()
