@@ -76,7 +76,7 @@ def decode(name: bytes) -> Name:
     except UnicodeDecodeError:
         raise NotUtf8 from None
     if "%" not in text:
-        if text in _SPECIAL:
+        if text in _SPECIAL or "\0" in text:
             raise ReservedName
         return Name(text, Mark.NONE)
     mark = Mark.NONE

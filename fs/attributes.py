@@ -104,7 +104,7 @@ def parse_time(text: str, default_ns: int) -> int:
             seconds = float(text)
         except ValueError:
             return default_ns
-        if not math.isfinite(seconds):
+        if not math.isfinite(seconds) or abs(seconds) > _TIME_NS_MAX / _NS:
             return default_ns
         nanoseconds = int(seconds * _NS)
     return nanoseconds if abs(nanoseconds) < _TIME_NS_MAX else default_ns
