@@ -174,7 +174,8 @@ async def dav_door(
     **settings: Any,
 ) -> AsyncIterator[Door]:
     """Serve the engine on a free port of the loopback. ``settings``: fields of ``DavConfig``."""
-    config = DavConfig(secret_of={ACCESS: SECRET}.get, owner_id=OWNER, limits=limits, **settings)
+    settings.setdefault("secret_of", {ACCESS: SECRET}.get)
+    config = DavConfig(owner_id=OWNER, limits=limits, **settings)
     listener = socket.create_server(("127.0.0.1", 0), backlog=128)
     listener.setblocking(False)
     with listener:
