@@ -29,7 +29,8 @@ class Server:
         self.process = process
         self.ready = ready
         words = dict(word.split("=", 1) for word in shlex.split(ready)[1:])
-        self.url = words["s3"]
+        self.url = words.get("s3", "")
+        self.dav_url = words.get("dav", "")
         self.credentials_path = words["credentials"]
         self._log_path = log_path
 
@@ -80,13 +81,18 @@ def serving(
     *arguments: str,
     environment: Mapping[str, str] | None = None,
     address: str = "127.0.0.1:0",
+    command: tuple[str, str] = ("serve", "--s3"),
 ) -> Iterator[Server]:
-    """Run ``lode serve --data DATA`` on a free port until the block ends; killed if need be."""
+    """Run ``lode serve --data DATA`` on a free port until the block ends; killed if need be.
+
+    ``command``: another one that serves, and its option for the address.
+    """
     log_path = data.with_name(data.name + ".log")
-    command = [*LODE, "serve", "--data", str(data), "--s3", address, *arguments]
+    name, option = command
+    words = [*LODE, name, "--data", str(data), option, address, *arguments]
     with log_path.open("ab") as log:
         process = subprocess.Popen(
-            command,
+            words,
             stdout=subprocess.PIPE,
             stderr=log,
             env=clean_environment(environment),
