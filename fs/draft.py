@@ -280,7 +280,7 @@ class Draft:
             info = await self._store()
         except (PreconditionFailed, NoSuchBucket) as error:
             self._failure = error
-            await self._keep(error)
+            await self._keep(error)  # noqa: ASYNC120  cancelled, the error is told to nobody
             raise
         except Exception:
             self._unsaved_close = True

@@ -295,7 +295,7 @@ class StreamContent:
         try:
             await self._send.send(data)
         except trio.BrokenResourceError:
-            await self._done.wait()
+            await self._done.wait()  # noqa: ASYNC120  it only finds out why
             raise self._failure() from None
         self.size += len(data)
 

@@ -120,7 +120,7 @@ async def test_a_stop_interrupts_what_blocks_and_waits_for_it() -> None:
         order.append("told")
 
     async with trio.open_nursery() as nursery, open_portal() as portal:
-        nursery.start_soon(trio.to_thread.run_sync, run, portal)
+        nursery.start_soon(trio.to_thread.run_sync, run, portal)  # noqa: ASYNC111  ends first
         await blocking.wait()
     assert order == ["returned", "released", "told"]
 

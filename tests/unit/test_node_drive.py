@@ -175,7 +175,7 @@ def test_threads_write_one_drive_at_once(tmp_path: Path) -> None:
                 put(drive, fragment(number), content(number, 3_000), size_max=4_000)
                 if number % 3 == 0:
                     drive.delete([fragment(number)])
-        except BaseException as error:  # noqa: BLE001  # the test's own thread reports it
+        except BaseException as error:  # noqa: BLE001, ASYNC103  # the test's own thread reports it
             errors.append(error)
 
     threads = [threading.Thread(target=work, args=(n,)) for n in range(8)]
