@@ -20,6 +20,7 @@ from engine.meta.records import Checksum
 from engine.multipart import Uploads
 from engine.objects import Objects
 from engine.opened import OpenedObject
+from engine.past import PastPaths
 from engine.paths import Paths
 from engine.properties import Properties
 from engine.rename import Renames
@@ -438,6 +439,10 @@ class Engine:
         return await self._listings.uploads(
             bucket, prefix, delimiter, key_marker, upload_id_marker, limit
         )
+
+    def paths_at(self, at_ms: int) -> PastPaths:
+        """Return ``paths`` as they were at a moment, as far as versions are kept."""
+        return PastPaths(self.store, at_ms)
 
     # The store itself
 

@@ -165,7 +165,7 @@ class Listings:
 
         async def body(tr: ReadTransaction) -> VersionListing:
             bucket = await get_bucket(tr, bucket_name)
-            page = _VersionPage(tr, bucket.bucket_id, raw_prefix, limit)
+            page = VersionPage(tr, bucket.bucket_id, raw_prefix, limit)
             if version_id_marker and raw_marker.startswith(raw_prefix):
                 await page.seek_behind(raw_marker, version_id_marker)
             else:
@@ -247,7 +247,7 @@ class Listings:
         return await self._store.db.read(body)
 
 
-class _VersionPage:
+class VersionPage:
     """The rows under ``O`` and ``V`` of a bucket, merged: keys ascending, newest version first."""
 
     def __init__(self, tr: ReadTransaction, bucket_id: BucketId, prefix: bytes, limit: int) -> None:
@@ -298,6 +298,11 @@ class _VersionPage:
             return None
         self._next = (self._behind, behind_key)
         return behind_key, behind[1], behind_key != self._newest_seen
+
+    @property
+    def key(self) -> bytes | None:
+        """The key of the version that ``peek`` returned."""
+        return None if self._next is None else self._next[1]
 
     def advance(self) -> None:
         """Take the version that ``peek`` returned."""

@@ -67,7 +67,7 @@ class Path(NamedTuple):
     """There are keys that begin with the path and a slash."""
 
 
-_decode_listed = msgspec.msgpack.Decoder(ListedFile).decode
+decode_file = msgspec.msgpack.Decoder(ListedFile).decode
 
 
 class Paths:
@@ -121,7 +121,7 @@ class Paths:
                 PathEntry(
                     key[ID_SIZE:].decode(),
                     is_directory,
-                    None if value is None else _decode_listed(value),
+                    None if value is None else decode_file(value),
                     key + DELIMITER in folders,
                 )
                 for key, value, is_directory in found

@@ -58,13 +58,15 @@ class AttributeReader:
         self._file_mode = stat.S_IFREG | options.file_mode
         self._dir_mode = stat.S_IFDIR | options.dir_mode
 
+    def plain(self, size: int, modified_ms: int) -> Stat:
+        """Return the attributes of a file of which no more is known."""
+        modified_ns = modified_ms * 1_000_000
+        return Stat(self._file_mode, size, modified_ns, modified_ns, self._uid, self._gid)
+
     def of_file(self, version: Described) -> Stat:
         """Return the attributes of a file or symbolic link."""
-        modified_ns = version.modified_ms * 1_000_000
         if not version.metadata:
-            return Stat(
-                self._file_mode, version.size, modified_ns, modified_ns, self._uid, self._gid
-            )
+            return self.plain(version.size, version.modified_ms)
         return self._read(version, self._file_mode, version.size, (stat.S_IFREG, stat.S_IFLNK))
 
     def of_directory(self, marker: Described | None, created_ms: int) -> Stat:

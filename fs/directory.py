@@ -116,7 +116,7 @@ class KeySource:
         self._base = node.base
 
     async def page(self, after: str, last_more: bytes) -> Page:
-        found = await self._view.engine.paths.page(self._bucket, self._prefix, after, PAGE)
+        found = await self._view.paths.page(self._bucket, self._prefix, after, PAGE)
         entries: list[Entry] = []
         plain = self._base == len(self._prefix)
         attributes = self._view.attributes
@@ -185,7 +185,7 @@ class KeySource:
             key = entry.key
             return Entry(encode(text), Kind.DIRECTORY, found.bucket, key, len(key), stat, b"")
         assert entry.version is not None
-        if len(split(component, room=room)) > 1:
+        if split(component, room=room) != split(component):
             mark = Mark.NONE  # apart from the directory already
         stat = attributes.of_file(entry.version)
         return Entry(

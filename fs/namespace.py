@@ -105,7 +105,7 @@ class Namespace:
 
     async def _check_empty(self, node: Node) -> None:
         """Raises Refused: ENOTEMPTY."""
-        page = await self._view.engine.paths.page(node.bucket, node.key, "", 2)
+        page = await self._view.paths.page(node.bucket, node.key, "", 2)
         if any(entry.key != node.key for entry in page.entries) or self._unsaved_below(node):
             raise Refused(errno.ENOTEMPTY)
 
@@ -121,7 +121,7 @@ class Namespace:
         if node is self._view.table.root or not node.key or node.base != len(node.key):
             return
         try:
-            page = await self._view.engine.paths.page(node.bucket, node.key, "", 1)
+            page = await self._view.paths.page(node.bucket, node.key, "", 1)
             if page.entries:
                 return
             owner = Owner(self._view.options.uid, self._view.options.gid)

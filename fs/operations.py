@@ -19,13 +19,15 @@ from fs.attributes import Stat, fill
 from fs.directory import Directories, DirectoryHandle
 from fs.errors import Refused
 from fs.handles import FileHandle, Handles
-from fs.inodes import Node
+from fs.inodes import Kind, Node
 from fs.namespace import Namespace
 from fs.reading import Reading
 from fs.space import Space
+from fs.versions import VersionedFiles, Versions, VersionsOfFile, is_versions
 from fs.view import Found, View
 from fs.wrap import Guard
 from fs.writing import Owner, Writing
+from fs.xattrs import ExtendedAttributes
 
 HANDLERS = (
     "access",
@@ -59,6 +61,11 @@ HANDLERS = (
 )
 """All that have an answer; ``forget`` has none."""
 
+NEVER_KEPT = -1
+"""An epoch that never is: an answer from it is not kept by the kernel."""
+
+OF_VERSIONS = (Kind.VERSIONS, Kind.VERSIONS_OF, Kind.VERSION)
+
 SLOW_HANDLERS = frozenset(
     {"create", "flush", "fsync", "open", "read", "release", "rename", "setattr", "write"}
 )
@@ -81,8 +88,10 @@ class Operations(pyfuse3.Operations):
         self._reading = Reading(view)
         self._directories = Directories(view)
         self._space = space
+        self._versions = Versions(view.engine, view.attributes, view.table)
         self._writing: Writing | None = None
         self._namespace: Namespace | None = None
+        self._xattrs: ExtendedAttributes | None = None
         self._open_directories: Handles[DirectoryHandle] = Handles()
         for name in HANDLERS:
             limit_s = SLOW_S if name in SLOW_HANDLERS else None
@@ -96,6 +105,7 @@ class Operations(pyfuse3.Operations):
         """Call before the first request; ``folder`` and ``nursery`` are for ``Writing``."""
         self._writing = Writing(self._view, folder, nursery)
         self._namespace = Namespace(self._view, self._writing)
+        self._xattrs = ExtendedAttributes(self._view, self._writing)
 
     @property
     def writing(self) -> Writing:
@@ -106,6 +116,11 @@ class Operations(pyfuse3.Operations):
     def namespace(self) -> Namespace:
         assert self._namespace is not None
         return self._namespace
+
+    @property
+    def xattrs(self) -> ExtendedAttributes:
+        assert self._xattrs is not None
+        return self._xattrs
 
     @property
     def services(self) -> list[Callable[[], Awaitable[None]]]:
@@ -137,7 +152,12 @@ class Operations(pyfuse3.Operations):
         view = self._view
         epoch = view.epoch
         parent = self._table.directory(parent_inode)
-        found = await view.look_up(parent, name)
+        if is_versions(parent, name):
+            found = await self._versions.look_up(parent, name)
+            # Nobody tells the kernel when versions come and go.
+            epoch = NEVER_KEPT
+        else:
+            found = await view.look_up(parent, name)
         if found is None:
             absent = EntryAttributes()
             absent.st_ino = 0
@@ -152,7 +172,11 @@ class Operations(pyfuse3.Operations):
 
     async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
         epoch = self._view.epoch
-        found = await self._view.describe(self._table.get(inode))
+        node = self._table.get(inode)
+        if node.kind in OF_VERSIONS:
+            found = await self._versions.describe(node)
+        else:
+            found = await self._view.describe(node)
         return self._entry(found.node, found.stat, epoch)
 
     async def access(self, inode: int, mode: int, ctx: RequestContext) -> bool:
@@ -165,7 +189,17 @@ class Operations(pyfuse3.Operations):
     # Directories
 
     async def opendir(self, inode: int, ctx: RequestContext) -> int:
-        handle = self._directories.open(self._table.directory(inode))
+        node = self._table.directory(inode)
+        engine = self._view.engine
+        match node.kind:
+            case Kind.VERSIONS:
+                files = VersionedFiles(engine, self._versions, node)
+                handle = self._directories.listing(node, files)
+            case Kind.VERSIONS_OF:
+                versions = VersionsOfFile(engine, self._versions, node)
+                handle = self._directories.listing(node, versions)
+            case _:
+                handle = self._directories.open(node)
         return self._open_directories.add(handle)
 
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
@@ -319,13 +353,13 @@ class Operations(pyfuse3.Operations):
     # Extended attributes
 
     async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
-        raise Refused(errno.ENOSYS)
+        return await self.xattrs.get(self._table.get(inode), name)
 
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
-        raise Refused(errno.ENOSYS)
+        await self.xattrs.set(self._table.get(inode), name, value)
 
     async def listxattr(self, inode: int, ctx: RequestContext) -> Sequence[bytes]:
-        raise Refused(errno.ENOSYS)
+        return await self.xattrs.names(self._table.get(inode))
 
     async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
-        raise Refused(errno.ENOSYS)
+        await self.xattrs.remove(self._table.get(inode), name)

@@ -189,8 +189,7 @@ class Reading:
         Raises: Refused (ESTALE): another version is open through this inode; when the kernel
         looks the name up again, it gets another inode. NoSuchKey, Unavailable, Corrupt.
         """
-        version_id = node.version_id or None
-        opened = await self._view.engine.open(node.bucket, node.key, version_id=version_id)
+        opened = await self._opened(node)
         record = opened.info.record
         if node.handles and node.data_id != record.data_id:
             await opened.aclose()
@@ -202,12 +201,24 @@ class Reading:
         self._view.table.opened(node)
         return ReadHandle(self, node, opened), keep_cache
 
+    async def _opened(self, node: Node) -> OpenedObject:
+        """Pin the version that the node stands for: a named one, that of the moment which is
+        mounted, or the current one."""
+        view = self._view
+        version_id = node.version_id or None
+        if version_id is None and view.options.at_ms is not None:
+            record = (await view.paths.find(node.bucket, node.key)).record
+            if record is None:
+                raise Refused(errno.ENOENT)
+            version_id = record.version_id
+        return await view.engine.open(node.bucket, node.key, version_id=version_id)
+
     def closed(self, handle: ReadHandle) -> None:
         self._view.table.closed(handle.node)
 
     async def link_target(self, node: Node) -> bytes:
         """Return where a symbolic link leads. Raises Refused (EINVAL): it is none."""
-        opened = await self._view.engine.open(node.bucket, node.key)
+        opened = await self._opened(node)
         async with opened:
             stat: Stat = self._view.attributes.of_file(opened.info.record)
             if not stat.is_symlink or opened.inline is None:

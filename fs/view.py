@@ -14,7 +14,8 @@ import structlog
 from engine.engine import Engine
 from engine.errors import NoSuchBucket
 from engine.meta.records import VersionRecord
-from engine.paths import Path
+from engine.past import PastPaths
+from engine.paths import Path, Paths
 from engine.types import KEY_BYTES_MAX, BucketInfo
 from fs.attributes import AttributeReader, Stat
 from fs.errors import Refused
@@ -57,6 +58,8 @@ class View:
         self.options = options
         self.log = log
         self.started_ms = started_ms
+        at_ms = options.at_ms
+        self.paths: Paths | PastPaths = engine.paths if at_ms is None else engine.paths_at(at_ms)
         self.attributes = AttributeReader(options)
         self.files: Handles[FileHandle] = Handles()
         if bucket is None:
@@ -128,7 +131,7 @@ class View:
             return await self._find_bucket(place)
         if place.mark is Mark.MORE:
             return await self._find_more(parent, place)
-        path = await self.engine.paths.find(place.bucket, place.text)
+        path = await self.paths.find(place.bucket, place.text)
         if place.mark is Mark.NONE and path.is_directory:
             return self._directory(path, place.text + "/")
         known = self.known_file(path.bucket.bucket_id, place.text)
@@ -149,7 +152,7 @@ class View:
 
     async def _find_more(self, parent: Node, place: Place) -> Found | None:
         """A ``%more`` folder is there if something in it is."""
-        page = await self.engine.paths.page(place.bucket, place.text, place.text, 1)
+        page = await self.paths.page(place.bucket, place.text, place.text, 1)
         if not page.entries:
             return None
         return self.more(page.bucket, place.text, parent.base)
@@ -204,7 +207,7 @@ class View:
         if not prefix or node.base != len(prefix):
             bucket = await self.engine.bucket(node.bucket)
             return Found(node, self.attributes.of_directory(None, bucket.created_ms), None)
-        path = await self.engine.paths.find(node.bucket, prefix[:-1])
+        path = await self.paths.find(node.bucket, prefix[:-1])
         if not path.is_directory and node is not self.table.root:
             raise Refused(errno.ENOENT)
         stat = self.attributes.of_directory(path.marker, path.bucket.created_ms)
@@ -213,7 +216,7 @@ class View:
     async def _describe_file(self, node: Node) -> Found:
         if node.open_stat is not None:
             return Found(node, node.open_stat, None)
-        path = await self.engine.paths.find(node.bucket, node.key)
+        path = await self.paths.find(node.bucket, node.key)
         if path.record is None:
             raise Refused(errno.ENOENT)
         node.data_id = path.record.data_id

@@ -196,7 +196,7 @@ class Writing:
         """Make a file that is there in this mount at once, and for all others when committed."""
         place = self.new_place(parent, name)
         view = self._view
-        path = await view.engine.paths.find(place.bucket, place.text)
+        path = await view.paths.find(place.bucket, place.text)
         if path.is_directory:
             raise Refused(errno.EEXIST if flags & os.O_EXCL else errno.EISDIR)
         known = view.known_file(path.bucket.bucket_id, place.text)

@@ -8,48 +8,19 @@ import mmap
 import os
 import random
 import signal
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
 
 import pytest
-import trio
 
-from engine.config import StoreConfig
 from engine.engine import Engine
 from engine.errors import NoSuchKey
-from engine.opening import open_engine, prepare_store
 from engine.types import Attributes
 from tests.support.engine import pattern, put, read
-from tests.support.mounts import Mount, mounted
+from tests.support.mounts import Mount, ask, mounted, prepare
 
 T = TypeVar("T")
 MIB = 1 << 20
-
-
-def ask(data: Path, question: Callable[[Engine], Awaitable[T]]) -> T:
-    """Run ``question`` on the store from this process."""
-
-    async def main() -> T:
-        async with open_engine(StoreConfig(data=data, services=False)) as engine:
-            return await question(engine)
-
-    return trio.run(main)
-
-
-def prepare(data: Path, *, versioning: bool = False) -> None:
-    """Make the store and its bucket before anybody mounts it."""
-
-    async def main() -> None:
-        config = StoreConfig(data=data, services=False)
-        await prepare_store(config)
-        async with open_engine(config) as engine:
-            await engine.create_bucket("bucket", owner="owner")
-            if versioning:
-                await engine.set_versioning("bucket", "Enabled")
-
-    data.mkdir(parents=True)
-    trio.run(main)
 
 
 def content(data: Path, key: str) -> bytes | None:

@@ -9,12 +9,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import trio
+
+from engine.config import StoreConfig
+from engine.engine import Engine
+from engine.opening import open_engine, prepare_store
 from tests.support.server import ROOT, clean_environment
+
+T = TypeVar("T")
 
 START_S = 60.0
 STOP_S = 60.0
@@ -70,6 +77,31 @@ def mounted(data: Path, path: Path, *, bucket: str = "bucket", **options: Any) -
                 process.wait()
             if os.path.ismount(path) or not os.access(path, os.F_OK):
                 subprocess.run(["umount", "-l", str(path)], check=False, capture_output=True)
+
+
+def ask(data: Path, question: Callable[[Engine], Awaitable[T]]) -> T:
+    """Run ``question`` on the store from this process."""
+
+    async def main() -> T:
+        async with open_engine(StoreConfig(data=data, services=False)) as engine:
+            return await question(engine)
+
+    return trio.run(main)
+
+
+def prepare(data: Path, *, versioning: bool = False) -> None:
+    """Make the store and its bucket before anybody mounts it."""
+
+    async def main() -> None:
+        config = StoreConfig(data=data, services=False)
+        await prepare_store(config)
+        async with open_engine(config) as engine:
+            await engine.create_bucket("bucket", owner="owner")
+            if versioning:
+                await engine.set_versioning("bucket", "Enabled")
+
+    data.mkdir(parents=True)
+    trio.run(main)
 
 
 def _wait_ready(process: subprocess.Popen[bytes], log_path: Path) -> None:
