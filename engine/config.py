@@ -75,5 +75,7 @@ class StoreConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Room kept free on each drive for deletes, metadata and compaction."""
     meta_vfs: str = ""
     """Name of an SQLite VFS for the embedded store; tests put faults in with it."""
+    index_vfs: str = ""
+    """The same for the drives' indexes."""
     services: bool = True
     """Run garbage collection and repair in this process."""

@@ -199,6 +199,7 @@ class Drives:
                     disk=self._disk,
                     volume_size=self._config.volume_size,
                     reserve=self._config.reserve,
+                    index_vfs=self._config.index_vfs,
                 ),
                 limiter=self._limiter,
             )

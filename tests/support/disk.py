@@ -105,6 +105,14 @@ class OperationLog:
                 self._initial[file] = Path(path).read_bytes()
         self._initial_names = dict(self._names)
 
+    def __getstate__(self) -> dict[str, object]:
+        """Pickled, a log can be replayed by other processes."""
+        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.RLock()
+
     # Used by the recorders
 
     def _relative(self, path: str) -> str:
@@ -320,15 +328,17 @@ class _RecordingFile(apsw.VFSFile):
     ) -> None:
         path = name.filename() if isinstance(name, apsw.URIFilename) else name
         existed = path is not None and os.path.exists(path)
+        wanted = flags[0]
         super().__init__(base, name, flags)
         self._log = log
         self._folder: str | None = None
         self._number = 0
         if path is not None and log.covers(path):
             self._number = log.opened(path, created=not existed)
-            # SQLite's unix VFS syncs the folder with the first sync of a new journal or WAL.
+            # SQLite's unix VFS syncs the folder with a connection's first sync of a journal or
+            # WAL, also of one that another connection made (UNIXFILE_DIRSYNC in os_unix.c).
             journals = apsw.SQLITE_OPEN_WAL | apsw.SQLITE_OPEN_MAIN_JOURNAL
-            if not existed and flags[0] & journals:
+            if wanted & journals and wanted & apsw.SQLITE_OPEN_CREATE:
                 self._folder = os.path.dirname(path)
 
     def xWrite(self, data: bytes, offset: int) -> None:
