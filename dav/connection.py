@@ -123,9 +123,20 @@ class DavRequest(cheroot_server.HTTPRequest):
 
     def respond(self) -> None:
         self.rfile = self.body
-        self.server.gateway(self).respond()
-        if self.chunked_write:
-            self.conn.wfile.write(b"0\r\n\r\n")
+        started = time.perf_counter()
+        try:
+            self.server.gateway(self).respond()
+            if self.chunked_write:
+                self.conn.wfile.write(b"0\r\n\r\n")
+        finally:
+            self.server.log.debug(
+                "dav.request",
+                method=self.method.decode("latin-1"),
+                target=self.uri.decode("latin-1"),
+                status=int(self.status[:3] or 0),
+                peer=self.conn.remote_addr,
+                ms=(time.perf_counter() - started) * 1000,
+            )
         self._leave_body()
 
     def send_headers(self) -> None:

@@ -14,8 +14,8 @@ from engine.paths import PathEntry
 PAGE = 1000
 
 _STYLE = """
-:root{color-scheme:light dark;--line:#8883;--soft:#8889;--link:#0b63ce;--hover:#8881}
-@media(prefers-color-scheme:dark){:root{--link:#7ab7ff}}
+:root{color-scheme:light dark;--line:#8883;--soft:#6b6b6b;--link:#0b63ce;--hover:#8881}
+@media(prefers-color-scheme:dark){:root{--link:#7ab7ff;--soft:#9a9a9a}}
 *{box-sizing:border-box}
 body{margin:0 auto;max-width:60rem;padding:1.5rem 1rem 3rem;
 font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}

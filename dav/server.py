@@ -14,6 +14,7 @@ Concurrency: the accept thread runs ``_Connections``; workers run ``DavConnectio
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import queue
 import selectors
@@ -35,6 +36,8 @@ from dav.connection import DavConnection, DavGateway
 
 WsgiApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
+PAUSE_S = 0.2
+"""Before the next try to accept when no descriptors are left."""
 KILL_S = 5.0
 """For threads to end once their connections were cut off."""
 
@@ -56,8 +59,11 @@ class _Connections(cheroot_connections.ConnectionManager):
         """Accept one connection and wait for its first bytes; no thread is involved yet."""
         try:
             accepted, address = server_socket.accept()
-        except OSError:
-            # Nobody there any more, or no descriptors left: either way, try again.
+        except OSError as error:
+            # Mostly nobody is there any more.
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                self.server.log.error("dav.no_descriptors_left")
+                time.sleep(PAUSE_S)
             return
         accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         accepted.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
