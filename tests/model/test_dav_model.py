@@ -1,0 +1,196 @@
+"""Random calls over WebDAV, with others through the engine as S3 makes them, against a dictionary
+of keys; statuses and all keys with their bytes are compared after every call."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import trio
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from dav.names import href
+from engine.engine import Engine
+from tests.support.dav import Door, dav_door
+from tests.support.engine import engine_in, pattern, put, read, scratch_folder
+
+BUCKET = "bucket"
+NAMES = ["a", "b", "c d", "%name", "é", "a.b"]
+
+
+class Step(NamedTuple):
+    method: str
+    path: str
+    to: str = ""
+    overwrite: bool = True
+    size: int = 0
+
+
+class Keys:
+    """The reference: what a bucket holds. A folder is there when keys begin with it."""
+
+    def __init__(self) -> None:
+        self.keys: dict[str, bytes] = {}
+
+    def is_folder(self, path: str) -> bool:
+        return not path or any(key.startswith(path + "/") for key in self.keys)
+
+    def exists(self, path: str) -> bool:
+        return path in self.keys or self.is_folder(path)
+
+    def has_parent(self, path: str) -> bool:
+        return self.is_folder(path.rpartition("/")[0])
+
+    def below(self, path: str) -> list[str]:
+        return [key for key in self.keys if key.startswith(path + "/")]
+
+    def apply(self, step: Step, data: bytes) -> int:
+        """Do what WebDAV should do and return its status."""
+        path = step.path
+        match step.method:
+            case "S3PUT":
+                self.keys[path] = data
+                return 0
+            case "S3DELETE":
+                self.keys.pop(path, None)
+                return 0
+            case "MKCOL":
+                if self.exists(path):
+                    return 405
+                if not self.has_parent(path):
+                    return 409
+                self.keys[path + "/"] = b""
+                return 201
+            case "PUT":
+                if self.is_folder(path):
+                    return 405
+                if path not in self.keys and not self.has_parent(path):
+                    return 409
+                new = path not in self.keys
+                self.keys[path] = data
+                return 201 if new else 204
+            case "DELETE":
+                if not self.exists(path):
+                    return 404
+                self._delete(path)
+                return 204
+            case _:
+                return self._transfer(step)
+
+    def _delete(self, path: str) -> None:
+        if not self.is_folder(path):
+            del self.keys[path]
+        for key in self.below(path):
+            del self.keys[key]
+
+    def _transfer(self, step: Step) -> int:
+        path, to = step.path, step.to
+        if not self.exists(path):
+            return 404
+        if path == to or path.startswith(to + "/"):
+            return 403
+        if self.is_folder(path) and to.startswith(path + "/"):
+            return 403
+        there = self.exists(to)
+        if there and not step.overwrite:
+            return 412
+        if not there and not self.has_parent(to):
+            return 409
+        if self.is_folder(path):
+            if there:
+                self._delete(to)
+            for key in self.below(path):
+                self.keys[to + key[len(path) :]] = self.keys[key]
+                if step.method == "MOVE":
+                    del self.keys[key]
+            if step.method == "COPY":
+                self.keys.setdefault(to + "/", b"")
+        else:
+            if self.is_folder(to):
+                self._delete(to)
+            self.keys[to] = self.keys[path]
+            if step.method == "MOVE":
+                del self.keys[path]
+        return 204 if there else 201
+
+
+def paths() -> st.SearchStrategy[str]:
+    return st.lists(st.sampled_from(NAMES), min_size=1, max_size=3).map("/".join)
+
+
+def steps() -> st.SearchStrategy[list[Step]]:
+    step = st.builds(
+        Step,
+        st.sampled_from(
+            ["MKCOL", "MKCOL", "PUT", "PUT", "DELETE", "COPY", "MOVE", "MOVE", "S3PUT", "S3DELETE"]
+        ),
+        paths(),
+        paths(),
+        st.booleans(),
+        st.sampled_from([0, 1, 700, 3000, 20_000]),
+    )
+    return st.lists(step, min_size=1, max_size=14)
+
+
+async def perform(engine: Engine, door: Door, step: Step, data: bytes) -> int:
+    match step.method:
+        case "S3PUT":
+            await put(engine, BUCKET, step.path, data)
+            return 0
+        case "S3DELETE":
+            await engine.delete(BUCKET, step.path)
+            return 0
+    where = href(BUCKET, step.path, folder=False)
+    headers = {"Overwrite": "T" if step.overwrite else "F"}
+    if step.method in ("COPY", "MOVE"):
+        headers["Destination"] = href(BUCKET, step.to, folder=False)
+    body = data if step.method == "PUT" else None
+    return (await door.call(step.method, where, body, **headers)).status
+
+
+async def contents(engine: Engine) -> dict[str, bytes]:
+    listing = await engine.list_objects(BUCKET)
+    return {found.key: await read(engine, BUCKET, found.key) for found in listing.objects}
+
+
+async def run(path: Path, script: list[Step]) -> None:
+    model = Keys()
+    async with engine_in(path) as engine, dav_door(engine) as door:
+        await engine.create_bucket(BUCKET, owner="x")
+        for number, step in enumerate(script):
+            data = pattern(step.size, number)
+            expected = model.apply(step, data)
+            assert await perform(engine, door, step, data) == expected, step
+            assert await contents(engine) == model.keys, step
+        report = await engine.fsck(deep=True)
+        assert report.clean, report.problems
+
+
+def run_in_new_folder(script: list[Step]) -> None:
+    with scratch_folder() as path:
+        trio.run(run, path, script)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(steps())
+@example(
+    [
+        Step("S3PUT", "a/b", size=700),
+        Step("S3PUT", "a", size=1),
+        Step("COPY", "a", "b"),
+        Step("MOVE", "b", "a"),
+        Step("DELETE", "a"),
+        Step("MOVE", "a", "b"),
+    ]
+)
+def test_webdav_does_what_the_model_does(script: list[Step]) -> None:
+    run_in_new_folder(script)
+
+
+@pytest.mark.soak
+@settings(max_examples=1500, deadline=None, suppress_health_check=list(HealthCheck))
+@given(steps())
+def test_webdav_does_what_the_model_does_for_long(script: list[Step]) -> None:
+    run_in_new_folder(script)
