@@ -82,6 +82,11 @@ class Draft:
         """Data id of the version that the commit replaces; empty: there is none."""
         self.dirty = base is None
         """There is something to commit."""
+        self.bare = False
+        """All that is to be committed is that the file was opened: it is new, or was emptied by
+        opening it, and nothing was written since. A shell that redirects output closes a
+        duplicate of the descriptor before it writes; committing then would show everybody an
+        empty file. So such a draft is committed by the last close, not by the first."""
         self.unlinked = False
         """The name is gone: nothing is committed any more."""
         self.writers = 0
@@ -167,6 +172,7 @@ class Draft:
         now_ns = self._shop.now_ns()
         self._show(self.stat._replace(size=size, mtime_ns=now_ns, ctime_ns=now_ns))
         self.dirty = True
+        self.bare = False
 
     def _show(self, stat: Stat) -> None:
         self.stat = stat
@@ -285,7 +291,7 @@ class Draft:
         except Exception:
             self._unsaved_close = True
             raise
-        self.dirty = False
+        self.dirty = self.bare = False
         self._unsaved_close = False
         self.base_id = info.record.data_id
         node = self._node

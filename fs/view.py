@@ -24,7 +24,8 @@ from fs.inodes import InodeTable, Kind, Node, identity_of
 from fs.names import NAME_BYTES_MAX, Mark, decode, split
 from fs.options import MountOptions
 
-BUCKETS_MAX = 1000
+MARKED_BYTES_MAX = NAME_BYTES_MAX - len(Mark.FILE.value)
+"""Of a name to which the mark of a file beside a directory can be added."""
 
 
 class Place(NamedTuple):
@@ -132,12 +133,16 @@ class View:
         if place.mark is Mark.MORE:
             return await self._find_more(parent, place)
         path = await self.paths.find(place.bucket, place.text)
+        within_more = parent.base != len(parent.key)
         if place.mark is Mark.NONE and path.is_directory:
-            return self._directory(path, place.text + "/")
+            if not within_more or _goes_on(parent, place, NAME_BYTES_MAX):
+                return self._directory(path, place.text + "/")
+        elif within_more and not _goes_on(parent, place, NAME_BYTES_MAX, MARKED_BYTES_MAX):
+            return None
         known = self.known_file(path.bucket.bucket_id, place.text)
         if known in self.unsaved and known.open_stat is not None:
             return Found(known, known.open_stat, path.record)
-        if path.record is None or (parent.base != len(parent.key) and not _goes_on(parent, place)):
+        if path.record is None:
             return None
         return self.file(path.bucket, place.text, path.record)
 
@@ -151,7 +156,11 @@ class View:
         return self.bucket(bucket)
 
     async def _find_more(self, parent: Node, place: Place) -> Found | None:
-        """A ``%more`` folder is there if something in it is."""
+        """A ``%more`` folder is there if a name may go on behind it and something does."""
+        begun = len(parent.key) - parent.base
+        longer = next_piece(place.text[parent.base :] + "x" * NAME_BYTES_MAX, begun)
+        if longer is None or parent.key + longer[0] != place.text:
+            return None
         page = await self.paths.page(place.bucket, place.text, place.text, 1)
         if not page.entries:
             return None
@@ -232,13 +241,11 @@ class View:
         return self.table.known(identity_of(Kind.DIRECTORY, bucket_id, prefix))
 
 
-def _goes_on(parent: Node, place: Place) -> bool:
-    """Say whether a file in a ``%more`` folder really has too long a name."""
+def _goes_on(parent: Node, place: Place, *rooms: int) -> bool:
+    """Say whether what is in a ``%more`` folder really has too long a name."""
     component = place.text[parent.base :]
     begun = len(parent.key) - parent.base
-    # Cut shorter where the mark of a file beside a directory would not fit.
-    room = NAME_BYTES_MAX - len(Mark.FILE.value)
-    return any(next_piece(component, begun, room=size) for size in (NAME_BYTES_MAX, room))
+    return any(next_piece(component, begun, room=room) for room in rooms)
 
 
 def next_piece(

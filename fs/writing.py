@@ -60,7 +60,7 @@ class WriteHandle:
         return await self._draft.write(None if self._append else offset, data)
 
     async def flush(self) -> None:
-        if self.writable:
+        if self.writable and not self._draft.bare:
             await self._draft.commit()
 
     async def fsync(self) -> None:
@@ -122,8 +122,10 @@ class Writing:
             node.cached = draft.base_id
         handle = self._handle(node, draft, flags)
         if flags & os.O_TRUNC:
+            bare = draft.bare or not draft.dirty
             try:
                 await draft.truncate(0)
+                draft.bare = bare
             except BaseException:
                 with trio.CancelScope(shield=True):
                     await handle.aclose()
@@ -221,6 +223,8 @@ class Writing:
             attributes=self.new_attributes(place.text, modes.S_IFREG | mode, owner),
             base=None,
         )
+        # Who asks to be the only one to make it is told at the first close.
+        draft.bare = not flags & os.O_EXCL
         node.draft = draft
         view.unsaved.add(node)
         return node, self._handle(node, draft, flags)

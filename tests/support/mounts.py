@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -55,7 +55,8 @@ class Mount:
 def mounted(data: Path, path: Path, *, bucket: str = "bucket", **options: Any) -> Iterator[Mount]:
     """Mount a bucket of the store in ``data``, both made if need be; ``options`` are fields of
     ``MountOptions``."""
-    path.mkdir(exist_ok=True)
+    with suppress(FileExistsError):
+        path.mkdir()  # a dead mount is there, but neither a file nor a folder
     data.mkdir(parents=True, exist_ok=True)
     wanted = {"data": str(data), "target": str(path), "bucket": bucket, **options}
     log_path = path.with_name(path.name + ".log")
