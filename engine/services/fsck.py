@@ -18,7 +18,15 @@ from collections.abc import Callable
 
 import msgspec
 
-from engine.ids import BucketId, ChunkId, FragmentId, NodeId, SessionId, chunk_of, session_of
+from engine.ids import (
+    BucketId,
+    ChunkId,
+    FragmentId,
+    NodeId,
+    SessionId,
+    chunk_of,
+    session_of,
+)
 from engine.meta import keyspace
 from engine.meta.kv import ReadTransaction
 from engine.meta.records import (
@@ -37,13 +45,15 @@ from engine.meta.records import (
     decode_version,
 )
 from engine.node.contract import NodeError
-from engine.services.scan import scan_prefix
+from engine.services.scan import scan, scan_prefix
 from engine.store import Store
 from engine.types import FsckReport
 
 PROBLEMS_SHOWN = 100
 PROGRESS_EVERY = 500
 NODE_PAGE = 1000
+DATED_BACK_MS_MAX = 60_000
+"""Garbage is dated before it is committed; so much later none comes with an earlier date."""
 
 Progress = Callable[[str, int, int], None]
 
@@ -71,11 +81,52 @@ async def check_store(
     return FsckReport(**msgspec.structs.asdict(check.counts), problems=check.problems)
 
 
+class _Garbage:
+    """What waits for collection, as far as it was seen; memory depends on how much that is."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._chunks: set[ChunkId] = set()
+        self._uploads: set[bytes] = set()
+        self._begin = keyspace.GARBAGE
+
+    async def has_chunk(self, chunk_id: ChunkId) -> bool:
+        """Return whether a chunk waits. (Those of parts wait by their upload.)"""
+        if chunk_id not in self._chunks:
+            await self._look()
+        return chunk_id in self._chunks
+
+    async def has_upload(self, upload_id: bytes) -> bool:
+        """Return whether an upload waits with all its parts."""
+        if upload_id not in self._uploads:
+            await self._look()
+        return upload_id in self._uploads
+
+    async def _look(self) -> None:
+        """Read the rows that are new since the last look."""
+        end = keyspace.after_prefix(keyspace.GARBAGE)
+        last = b""
+        async for key, row in scan(self._store.db, self._begin, end):
+            last = key
+            match decode_garbage(row).data:
+                case ChunkData(chunks=chunks):
+                    self._chunks.update(chunk_id for chunk_id, _ in chunks)
+                case PartData(upload_id=upload_id):
+                    self._uploads.add(upload_id)
+                case _:
+                    pass
+        if last:
+            newest_ms = int.from_bytes(last[1:7], "big")
+            dated_ms = max(newest_ms - DATED_BACK_MS_MAX, 0)
+            self._begin = max(self._begin, keyspace.GARBAGE + dated_ms.to_bytes(6, "big"))
+
+
 class _Check:
     def __init__(self, store: Store, deep: bool, progress: Progress) -> None:
         self._store = store
         self._deep = deep
         self._progress = progress
+        self._garbage = _Garbage(store)
         self.counts = _Counts()
         self.problems: list[str] = []
 
@@ -142,7 +193,11 @@ class _Check:
 
     async def _check_data(self, row_key: bytes, record: VersionRecord | PartRecord) -> None:
         problem = await self._data_problem(record.data, record)
-        if problem and await self._get(row_key) is not None:
+        if not problem or await self._get(row_key) is None:
+            return
+        # Collection takes an upload's bytes before its part rows, and may have been cut short.
+        is_part = isinstance(record, PartRecord)
+        if not (is_part and await self._garbage.has_upload(row_key[1:-2])):
             self.counts.unreadable_chunks += 1
             self._problem(f"row {row_key!r}: {problem}")
 
@@ -186,14 +241,12 @@ class _Check:
         total = 0
         async for _ in scan_prefix(self._store.db, keyspace.CHUNK):
             total += 1
-        garbage = await self._garbage_chunks()
         async for key, row in scan_prefix(self._store.db, keyspace.CHUNK):
             chunk_id, record = ChunkId(key[1:]), decode_chunk(row)
             self.counts.chunks += 1
             if (
                 not await self._owned(chunk_id, record)
-                and chunk_id not in garbage
-                and chunk_id not in await self._garbage_chunks()
+                and not await self._garbage.has_chunk(chunk_id)
                 and await self._get(key) is not None
             ):
                 self.counts.orphan_chunks += 1
@@ -201,15 +254,6 @@ class _Check:
             await self._check_fragments(chunk_id, record)
             if self.counts.chunks % PROGRESS_EVERY == 0 or self._deep:
                 self._progress("chunks", self.counts.chunks, total)
-
-    async def _garbage_chunks(self) -> set[ChunkId]:
-        """Return the chunks that wait for collection. (Parts are found by their upload.)"""
-        waiting: set[ChunkId] = set()
-        async for _, row in scan_prefix(self._store.db, keyspace.GARBAGE):
-            data = decode_garbage(row).data
-            if isinstance(data, ChunkData):
-                waiting.update(chunk_id for chunk_id, _ in data.chunks)
-        return waiting
 
     async def _owned(self, chunk_id: ChunkId, record: ChunkRecord) -> bool:
         owner = record.owner
@@ -225,12 +269,20 @@ class _Check:
                 return True
         return False
 
+    async def _is_garbage(self, chunk_id: ChunkId, record: ChunkRecord) -> bool:
+        upload_id = record.owner.upload_id
+        if await self._garbage.has_chunk(chunk_id):
+            return True
+        return upload_id is not None and await self._garbage.has_upload(upload_id)
+
     async def _check_fragments(self, chunk_id: ChunkId, record: ChunkRecord) -> None:
         states = await self._store.data.examine(chunk_id, record, deep=self._deep)
         self.counts.fragments += len(states)
         bad = [state for state in states if state.state != "whole"]
         if not bad or await self._get(keyspace.chunk(chunk_id)) is None:
             return
+        if await self._is_garbage(chunk_id, record):
+            return  # collection has taken some fragments already, and not yet all
         for state in bad:
             if state.state == "damaged":
                 self.counts.damaged_fragments += 1
