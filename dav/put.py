@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
+import stat
 from functools import partial
 
 from dav.clients import is_mac_file
@@ -19,12 +20,14 @@ from dav.portal import Crossing
 from dav.request import DavRequest, Reply
 from dav.tree import find, has_parent
 from engine.errors import BadDigest, IncompleteBody, NoSuchKey
-from engine.meta.records import Checksum
+from engine.meta.records import Checksum, VersionRecord
 from engine.times import MTIME
 from engine.types import OBJECT_SIZE_MAX, Attributes, Digests, Pairs
 
 CHECKSUM = "CRC64NVME"
-_KEPT = ("Content-Type", "Content-Encoding", "Content-Language")
+_GIVEN = ("Content-Type", "Content-Encoding", "Content-Language")
+_OF_THE_BYTES = frozenset({"mtime", "md5chksum", "s3cmd-attrs"})
+"""User metadata that goes with the bytes: their time, and digests that other programs keep."""
 _SECONDS = re.compile(r"\d{1,11}(\.\d{1,9})?", re.ASCII)
 
 
@@ -68,7 +71,8 @@ async def put(request: DavRequest, crossing: Crossing) -> Reply | None:
             raise BadDigest("Content-MD5")
         return [Checksum(algorithm=CHECKSUM, value=digests[CHECKSUM])]
 
-    metadata = modification_time(request)
+    modified = modification_time(request)
+    attributes = _attributes(request, None if found is None else found.record, modified)
     try:
         info = await request.engine.put(
             target.bucket,
@@ -76,7 +80,7 @@ async def put(request: DavRequest, crossing: Crossing) -> Reply | None:
             _BodySource(request, crossing, expected),
             size=request.body.length,
             algorithms=frozenset({CHECKSUM}),
-            attributes=Attributes(headers=_kept_headers(request), metadata=metadata),
+            attributes=attributes,
             check=check,
             conditions=write_conditions(request),
         )
@@ -84,7 +88,7 @@ async def put(request: DavRequest, crossing: Crossing) -> Reply | None:
         # If-Match on what is not there (RFC 9110, section 13.1.1).
         raise DavError(412, "If-Match does not hold") from None
     headers = [("ETag", f'"{info.etag}"')]
-    if metadata:
+    if modified:
         headers.append(("X-OC-MTime", "accepted"))
     return Reply(201 if found is None else 204, headers)
 
@@ -117,9 +121,34 @@ def modification_time(request: DavRequest) -> Pairs:
     return [(MTIME, text)]
 
 
-def _kept_headers(request: DavRequest) -> Pairs:
-    kept = [(name.lower(), request.header(name)) for name in _KEPT]
-    return [(name, value) for name, value in kept if value]
+def _attributes(request: DavRequest, replaced: VersionRecord | None, modified: Pairs) -> Attributes:
+    """Return what is said about the new version, by the client or by the one it replaces.
+
+    A desktop client says nothing about what others keep with a file, as its mode, tags and type;
+    so saving it there leaves that alone, as saving it through the mount does.
+    """
+    given = [(name.lower(), request.header(name)) for name in _GIVEN]
+    headers = {name: value for name, value in given if value}
+    if replaced is None:
+        return Attributes(headers=list(headers.items()), metadata=modified)
+    old = [(name, value) for name, value in replaced.headers if name != "content-encoding"]
+    metadata = [
+        (name, value)
+        for name, value in replaced.metadata
+        if name not in _OF_THE_BYTES and not (name == "mode" and _is_link(value))
+    ]
+    return Attributes(
+        headers=list({**dict(old), **headers}.items()),
+        metadata=[*metadata, *modified],
+        tags=replaced.tags,
+    )
+
+
+def _is_link(mode: str) -> bool:
+    try:
+        return stat.S_ISLNK(int(mode, 8))
+    except ValueError:
+        return False
 
 
 def _content_md5(request: DavRequest) -> bytes | None:

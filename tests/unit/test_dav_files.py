@@ -477,3 +477,30 @@ async def test_slow_and_large_bodies_of_refused_requests_do_not_hurt(tmp_path: P
             return [first, read_answer(opened).status]
 
         assert await in_thread(twice) == [409, 200]
+
+
+async def test_saving_a_file_keeps_what_others_keep_with_it(tmp_path: Path) -> None:
+    async with engine_in(tmp_path) as engine, dav_door(engine) as door:
+        await door.made("/bucket/")
+        made = Attributes(
+            headers=[("content-type", "text/x-own"), ("content-encoding", "gzip")],
+            metadata=[("mode", "0100755"), ("mtime", "1"), ("md5chksum", "x"), ("own", "y")],
+            tags=[("team", "red")],
+        )
+        await put(engine, "bucket", "x", b"old", attributes=made)
+        assert (await door.put("/bucket/x", b"new", X_OC_Mtime="2")).status == 204
+        record = (await engine.head("bucket", "x")).record
+        assert record.headers == [("content-type", "text/x-own")]
+        assert record.metadata == [("mode", "0100755"), ("own", "y"), ("mtime", "2")]
+        assert record.tags == [("team", "red")]
+        assert (await door.put("/bucket/x", b"new", Content_Type="text/new")).status == 204
+        assert (await door.get("/bucket/x"))["content-type"] == "text/new"
+
+
+async def test_saving_over_a_symbolic_link_makes_a_file(tmp_path: Path) -> None:
+    async with engine_in(tmp_path) as engine, dav_door(engine) as door:
+        await door.made("/bucket/")
+        link = Attributes(metadata=[("mode", "0120777"), ("uid", "7")])
+        await put(engine, "bucket", "x", b"target", attributes=link)
+        assert (await door.put("/bucket/x", b"new")).status == 204
+        assert (await engine.head("bucket", "x")).record.metadata == [("uid", "7")]
