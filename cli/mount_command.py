@@ -48,6 +48,14 @@ def mount_command(
     xattr: Annotated[
         bool, typer.Option("--xattr", help="Show ETag, checksums, metadata as extended attributes.")
     ] = False,
+    at: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            help="Mount what was there then, read-only: 2026-11-21T13:45, in UTC unless it says.",
+            show_default=False,
+        ),
+    ] = None,
     staging: Annotated[
         Path | None,
         typer.Option(
@@ -66,7 +74,7 @@ def mount_command(
         bool, typer.Option("--log-json", help="Log JSON lines also on a terminal.")
     ] = False,
 ) -> None:
-    from cli.mount import mount_options, parse_mode, run
+    from cli.mount import mount_options, parse_mode, parse_moment, run
     from cli.settings import LOG_LEVELS, data_folder
 
     if log_level not in LOG_LEVELS:
@@ -82,6 +90,7 @@ def mount_command(
         dir_mode=parse_mode(dir_mode),
         memory=memory << 20 if memory is not None else None,
         xattr=xattr,
+        at_ms=parse_moment(at),
         staging=staging.absolute() if staging is not None else None,
     )
     run(

@@ -66,7 +66,9 @@ def encode(text: str, mark: Mark = Mark.NONE) -> bytes:
     """Return the file name of (a piece of) a component, which has no slash."""
     if _is_special(text):
         text = text.replace("%", "%25").replace("\0", "%00") + _LITERAL
-    return (text + mark.value).encode()
+    if mark is Mark.NONE:
+        return text.encode()
+    return f"{text}{mark.value}".encode()
 
 
 def decode(name: bytes) -> Name:
