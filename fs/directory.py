@@ -280,7 +280,7 @@ class Listing:
                 node = view.show(node, data_id)
                 if node.data_id != data_id and node.open_stat is not None:
                     stat = node.open_stat
-            written = node.draft is not None and node.draft.dirty
+            written = view.is_written(node)
             if written and node.open_stat is not None:
                 stat = node.open_stat
             fill(entry, node.inode, stat, 0.0 if written else timeout_s)

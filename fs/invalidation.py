@@ -124,7 +124,7 @@ class Invalidation:
     ) -> None:
         view = self._view
         node = view.known_file(record.bucket_id, key)
-        if node is not None and node.draft is not None and node.draft.dirty:
+        if node is not None and view.is_written(node):
             return  # this mount writes it: it commits, or is told
         if node is not None:
             path = await view.engine.paths.find(bucket, key)

@@ -34,6 +34,7 @@ class Namespace:
         if found is None:
             raise Refused(errno.ENOENT)
         self._writing.check_writable(found.node)
+        await self._writing.settled(found.node)
         return found
 
     async def make_directory(self, parent: Node, name: bytes, mode: int, owner: Owner) -> Found:
@@ -145,6 +146,8 @@ class Namespace:
         if parent.bucket_id != new_parent.bucket_id:
             raise Refused(errno.EXDEV)
         target = await self._view.look_up(new_parent, new_name)
+        if target is not None:
+            await self._writing.settled(target.node)
         if target is not None and flags & pyfuse3.RENAME_NOREPLACE:
             raise Refused(errno.EEXIST)
         if target is None:

@@ -134,7 +134,7 @@ class Operations(pyfuse3.Operations):
 
     def _entry(self, node: Node, stat: Stat, epoch: int) -> EntryAttributes:
         entry = fill(EntryAttributes(), node.inode, stat, self._view.timeout_s(epoch))
-        if node.draft is not None and node.draft.dirty:
+        if self._view.is_written(node):
             # It changes when it is committed, and is gone when it cannot be.
             entry.entry_timeout = entry.attr_timeout = 0.0
         if node.unlinked:
@@ -219,6 +219,7 @@ class Operations(pyfuse3.Operations):
             raise Refused(errno.EISDIR)
         handle: FileHandle
         reads = flags & os.O_ACCMODE == os.O_RDONLY and not flags & os.O_TRUNC
+        await self.writing.settled(node)
         if reads and node.draft is None:
             handle, keep_cache = await self._reading.open(node)
         else:

@@ -78,6 +78,8 @@ class View:
         self.table = InodeTable(root)
         self.unsaved: set[Node] = set()
         """Files that this mount made and did not commit yet."""
+        self.settling: set[Node] = set()
+        """Files that this mount is committing since their last descriptor was closed."""
         self.feed_followed = False
         """Changes by others reach the kernel: it may keep answers for long."""
         self.epoch = 0
@@ -183,13 +185,14 @@ class View:
         """Return the node that shows this version of ``key``, with its attributes."""
         node = self.table.find(Kind.FILE, bucket.name, bucket.bucket_id, key)
         node = self.show(node, record.data_id)
-        stat = node.open_stat if node.data_id != record.data_id or node.draft else None
+        written = node.draft is not None or node in self.settling
+        stat = node.open_stat if node.data_id != record.data_id or written else None
         return Found(node, stat or self.attributes.of_file(record), record)
 
     def show(self, node: Node, data_id: bytes) -> Node:
         """Return the node to show a version of its path by: itself, or, while an older version
         is open through it, another inode."""
-        if node.data_id == data_id or (node.draft is not None and node.draft.dirty):
+        if node.data_id == data_id or self.is_written(node):
             return node
         if node.handles and node.data_id:
             self.table.detach(node)
@@ -199,6 +202,10 @@ class View:
             return node
         node.data_id = data_id
         return node
+
+    def is_written(self, node: Node) -> bool:
+        """Say whether this mount has something to commit for the file, or is at it."""
+        return (node.draft is not None and node.draft.dirty) or node in self.settling
 
     async def describe(self, node: Node) -> Found:
         """Return a node's attributes as they are now. Raises Refused (ENOENT)."""

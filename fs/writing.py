@@ -84,6 +84,8 @@ class Writing:
         """``folder`` is there and private; ``nursery`` runs the streams into the store, so it
         has to live until ``closed`` was called for every handle."""
         self._view = view
+        self._closing: dict[Node, trio.Event] = {}
+        """Files whose draft commits with the last close, when nobody waits for it."""
         self._types = mimetypes.MimeTypes()
         base_reading = _BaseReading(view)
         self._shop = Workshop(
@@ -110,6 +112,7 @@ class Writing:
     async def open(self, node: Node, flags: int) -> tuple[WriteHandle, bool]:
         """Return a handle, and whether the kernel may keep what it has in its page cache."""
         self.check_writable(node)
+        await self.settled(node)
         draft = node.draft
         if draft is None:
             opened = await self._view.engine.open(node.bucket, node.key)
@@ -159,13 +162,8 @@ class Writing:
         """A handle of the node is closed, one of this module or for reading."""
         draft = node.draft
         if draft is not None and node.handles == 1:
-            # The last one. Taken off first: who opens the file from now on begins anew.
-            node.draft = None
-            try:
-                await draft.aclose()
-            finally:
-                self._view.unsaved.discard(node)
-                self._view.table.closed(node)
+            await self._close_draft(node, draft)
+            self._view.table.closed(node)
         else:
             self._view.table.closed(node)
 
@@ -173,8 +171,25 @@ class Writing:
         """A handle of the node that was opened before the draft was there is closed."""
         draft = node.draft
         if draft is not None and not node.handles:
-            node.draft = None
+            await self._close_draft(node, draft)
+
+    async def _close_draft(self, node: Node, draft: Draft) -> None:
+        # Taken off first: who opens the file from now on waits, and then begins anew.
+        node.draft = None
+        closed = self._closing[node] = trio.Event()
+        self._view.settling.add(node)
+        try:
             await draft.aclose()
+        finally:
+            del self._closing[node]
+            self._view.settling.discard(node)
+            closed.set()
+            self._view.unsaved.discard(node)
+
+    async def settled(self, node: Node) -> None:
+        """Return once no draft of the node is committing after its last close."""
+        while (closed := self._closing.get(node)) is not None:
+            await closed.wait()
 
     # New files
 
@@ -300,6 +315,7 @@ class Writing:
     ) -> None:
         """Keep mode, time and owner in the user metadata."""
         self.check_writable(node)
+        await self.settled(node)
         if node.draft is not None:
             await node.draft.set_attributes(mode=mode, mtime_ns=mtime_ns, uid=uid, gid=gid)
             return

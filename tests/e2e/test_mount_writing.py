@@ -17,7 +17,7 @@ from engine.engine import Engine
 from engine.errors import NoSuchKey
 from engine.types import Attributes
 from tests.support.engine import pattern, put, read
-from tests.support.mounts import Mount, ask, mounted, prepare
+from tests.support.mounts import Mount, ask, mounted, prepare, run
 
 T = TypeVar("T")
 MIB = 1 << 20
@@ -308,6 +308,20 @@ def test_one_version_for_each_close_and_none_for_attributes(tmp_path: Path) -> N
     assert count == 2
     # The names that rclone uses.
     assert metadata == {"mtime": "1500000000.123456789", "mode": "100600"}
+
+
+def test_a_redirection_of_the_shell_makes_one_version(tmp_path: Path) -> None:
+    data = tmp_path / "store"
+    prepare(data, versioning=True)
+    with mounted(data, tmp_path / "mnt") as mount:
+        run("bash", "-c", "echo one > file; seq 3 > file; : > empty", cwd=mount.path)
+        assert mount.stop() == 0
+
+    async def question(engine: Engine) -> list[tuple[str, int]]:
+        versions = (await engine.list_versions("bucket")).versions
+        return [(found.key, found.version.size) for found in versions]
+
+    assert ask(data, question) == [("empty", 0), ("file", 6), ("file", 4)]
 
 
 def test_overwriting_keeps_the_headers_and_drops_a_digest_of_the_old_bytes(tmp_path: Path) -> None:
