@@ -43,6 +43,7 @@ ENGINE_PUBLIC_NAMES = frozenset(
         ("engine.opened", "BufferStream"),
         ("engine.opened", "ObjectStream"),
         ("engine.opened", "OpenedObject"),
+        ("engine.past", "PastPaths"),
         ("engine.staging", "StagedObject"),
     }
 )
