@@ -35,8 +35,6 @@ R = TypeVar("R")
 
 LOOK_S = 0.5
 """While it waits, a thread looks so often whether its client is still there."""
-GRACE_S = 30.0
-"""A cancelled task has so long to clean up before its thread stops waiting for it."""
 
 
 class ClientGone(Exception):
@@ -141,9 +139,14 @@ class Portal:
         except trio.RunFinishedError:
             raise Unavailable("the server is stopping") from None
         timed_out = _wait(job, client, timeout_s, self._token)
-        if timed_out or not result:
-            raise Unavailable("no answer in time" if timed_out else "the server is stopping")
-        return result[0].unwrap()
+        if not result:
+            raise Unavailable("the server is stopping")
+        try:
+            return result[0].unwrap()
+        except ClientGone:
+            if timed_out:
+                raise Unavailable("no answer in time") from None
+            raise
 
     def _start(self, job: _Job[T], result: list[outcome.Outcome[T]]) -> None:
         try:
@@ -169,22 +172,22 @@ async def _perform(job: _Job[T], result: list[outcome.Outcome[T]]) -> None:
 def _wait(
     job: _Job[T], client: Client, timeout_s: float | None, token: trio.lowlevel.TrioToken
 ) -> bool:
-    """Serve the job's calls until it has ended; return whether it was cancelled for its time."""
+    """Serve the job's calls until it has ended; return whether it was cancelled for its time.
+
+    A cancelled task still gets all the time that it takes to clean up: it may need this thread,
+    and what the engine shields has limits of its own.
+    """
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
-    give_up: float | None = None
-    timed_out = False
+    cancelled = timed_out = False
     while True:
         try:
             call, task = job.inbox.get(timeout=LOOK_S)
         except queue.Empty:
-            now = time.monotonic()
-            if give_up is not None:
-                if now >= give_up:
-                    return timed_out
+            if cancelled:
                 continue
-            timed_out = deadline is not None and now >= deadline
+            timed_out = deadline is not None and time.monotonic() >= deadline
             if timed_out or client.gone():
-                give_up = now + GRACE_S
+                cancelled = True
                 _cancel(job, token)
             continue
         if call is None:
