@@ -45,7 +45,7 @@ def replace(data: Path, key: str, new: bytes) -> None:
 def kept(mount: Mount) -> list[bytes]:
     """Return what the log says was kept in the recovery folder."""
     entries = [entry for entry in mount.log if entry["event"] == "file not committed"]
-    return [Path(entry["kept"]).read_bytes() for entry in entries]
+    return [Path(entry["kept"]).read_bytes() for entry in entries if entry["kept"]]
 
 
 class Twin:
@@ -308,6 +308,32 @@ def test_one_version_for_each_close_and_none_for_attributes(tmp_path: Path) -> N
     assert count == 2
     # The names that rclone uses.
     assert metadata == {"mtime": "1500000000.123456789", "mode": "100600"}
+
+
+@pytest.mark.parametrize("size", [200_000, 3 * MIB])
+def test_no_space_is_told_by_close_and_the_old_file_stays(tmp_path: Path, size: int) -> None:
+    data = tmp_path / "store"
+    prepare(data)
+    replace(data, "file", b"old")
+    with mounted(data, tmp_path / "mnt", full=True) as mount:
+        descriptor = os.open(mount.path / "file", os.O_WRONLY | os.O_TRUNC)
+
+        def fill() -> None:
+            for first in range(0, size, 100_000):
+                os.write(descriptor, bytes(min(100_000, size - first)))
+            os.fsync(descriptor)
+
+        with pytest.raises(OSError) as failed:
+            fill()
+        assert failed.value.errno == errno.ENOSPC
+        with pytest.raises(OSError) as failed:
+            os.close(descriptor)
+        assert failed.value.errno == errno.ENOSPC
+        assert (mount.path / "file").read_bytes() == b"old"
+        assert mount.stop() == 0
+        # What was streaming into the full store is not kept.
+        assert kept(mount) == ([bytes(size)] if size < MIB else [])
+    assert content(data, "file") == b"old"
 
 
 def test_a_redirection_of_the_shell_makes_one_version(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import structlog
 import trio
 
@@ -24,6 +25,8 @@ from fs.options import MountOptions
 
 async def main(wanted: dict[str, Any]) -> None:
     config = StoreConfig(data=Path(wanted.pop("data")), services=False)
+    if wanted.pop("full", False):
+        config = msgspec.structs.replace(config, reserve=1 << 60)
     for name in ("target", "staging", "cache"):
         if name in wanted:
             wanted[name] = Path(wanted[name])
