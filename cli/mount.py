@@ -28,7 +28,7 @@ from cli.stopping import stop_on_signal
 from engine import open_engine
 from engine.config import StoreConfig
 from engine.errors import ConfigError
-from fs.options import MountOptions
+from fs.options import WINDOWS_SHARE, MountOptions
 
 log = structlog.get_logger()
 
@@ -86,7 +86,7 @@ def parse_moment(text: str | None) -> int | None:
 
 def store_of(data: Path, options: MountOptions) -> StoreConfig:
     """Return how the mount's process opens the store; collection and repair are the server's."""
-    return StoreConfig(data=data, services=False, memory=options.memory)
+    return StoreConfig(data=data, services=False, memory=int(options.memory * (1 - WINDOWS_SHARE)))
 
 
 def run(

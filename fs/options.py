@@ -10,6 +10,9 @@ from engine.errors import ConfigError
 
 MIB = 1 << 20
 
+WINDOWS_SHARE = 0.25
+"""Of ``memory``, for what random reads touched; reading ahead has the rest."""
+
 
 class MountOptions(msgspec.Struct, frozen=True, kw_only=True):
     target: Path
@@ -32,7 +35,7 @@ class MountOptions(msgspec.Struct, frozen=True, kw_only=True):
     cache: Path | None = None
     cache_size: int = 0
     memory: int = 256 * MIB
-    """Bound on the bytes that reading ahead holds, for the whole mount."""
+    """Bound on the bytes that reading holds, for the whole mount."""
     timeout_s: float = 300.0
     """How long the kernel may keep names and attributes while the change feed is followed."""
     timeout_unfed_s: float = 1.0

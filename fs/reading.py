@@ -1,8 +1,9 @@
 """Reading files: a handle is one pinned version and reads it to its end.
 
 A sequential reader gets a stream of the engine, which reads ahead by ever larger batches within
-the memory bound of the engine; this mount's engine is its own, so that is the one budget of the
-mount. Other reads fetch what is asked for and nothing else. A stream that is not used for some
+the memory bound of the engine; this mount's engine is its own, so that bound and the windows'
+share of ``--memory`` are the budget of the mount. Other reads fetch the windows that they touch
+(``windows.py``) and nothing else. A stream that is not used for some
 seconds is closed, so that its memory serves others.
 
 Concurrency: the kernel reads ahead with several requests at once. ``_lock`` orders those that one
@@ -22,11 +23,12 @@ from fs.errors import Refused
 from fs.handles import Readable
 from fs.inodes import Node
 from fs.view import View
+from fs.windows import WINDOW_SIZE
 
-AT_ONCE_SIZE = 256 * 1024
-"""A first read so large, at the beginning of a file, is a sequential reader's."""
+RUN_SIZE_MIN = 256 * 1024
+"""Who has read so many bytes one after the other is a sequential reader."""
 
-SKIP_SIZE_MAX = 4 << 20
+SKIP_SIZE_MAX = 2 << 20
 """A stream is read on over a gap so large: requests that the kernel made at once come unordered."""
 
 IDLE_S = 5.0
@@ -82,7 +84,17 @@ class Stream:
 class ReadHandle:
     """One descriptor, open for reading."""
 
-    __slots__ = ("_expected", "_inline", "_lock", "_opened", "_owner", "_size", "_stream", "node")
+    __slots__ = (
+        "_expected",
+        "_inline",
+        "_lock",
+        "_opened",
+        "_owner",
+        "_run",
+        "_size",
+        "_stream",
+        "node",
+    )
 
     def __init__(self, owner: Reading, node: Node, opened: OpenedObject) -> None:
         self.node = node
@@ -92,6 +104,8 @@ class ReadHandle:
         self._size = opened.info.size
         self._expected = 0
         """Where the next read begins if it is sequential."""
+        self._run = 0
+        """Bytes read one after the other so far."""
         self._stream: Stream | None = None
         self._lock = trio.Lock()
 
@@ -101,15 +115,30 @@ class ReadHandle:
         end = min(offset + size, self._size)
         if offset >= end:
             return b""
-        expected, self._expected = self._expected, end
+        follows = offset == self._expected
+        self._expected = end
+        self._run = self._run + end - offset if follows else end - offset
         stream = self._stream
         if stream is not None and stream.start <= offset <= stream.end + SKIP_SIZE_MAX:
             return await self._read_on(offset, end)
-        if offset == expected and end < self._size and (offset or size >= AT_ONCE_SIZE):
+        if follows and end < self._size and self._run >= RUN_SIZE_MIN:
             return await self._read_on(offset, end)
         return await self._read_once(offset, end)
 
-    async def _read_once(self, offset: int, end: int) -> bytes:
+    async def _read_once(self, offset: int, end: int) -> Readable:
+        number = offset // WINDOW_SIZE
+        if (end - 1) // WINDOW_SIZE != number:
+            return await self._fetch(offset, end)
+        windows = self._owner.windows
+        data_id = self._opened.info.record.data_id
+        begin = number * WINDOW_SIZE
+        window = windows.get(data_id, number)
+        if window is None:
+            window = await self._fetch(begin, min(begin + WINDOW_SIZE, self._size))
+            windows.put(data_id, number, window)
+        return memoryview(window)[offset - begin : end - begin]
+
+    async def _fetch(self, offset: int, end: int) -> bytes:
         stream = await self._opened.stream(offset, end)
         try:
             buffers = [bytes(buffer) async for buffer in stream]
@@ -181,6 +210,7 @@ class Reading:
         self._view = view
         self.streaming: set[ReadHandle] = set()
         """Handles that hold a stream."""
+        self.windows = view.windows
 
     async def open(self, node: Node) -> tuple[ReadHandle, bool]:
         """Return a handle on the current version, and whether the kernel may keep what it has

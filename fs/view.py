@@ -22,7 +22,8 @@ from fs.errors import Refused
 from fs.handles import FileHandle, Handles
 from fs.inodes import InodeTable, Kind, Node, identity_of
 from fs.names import NAME_BYTES_MAX, Mark, decode, split
-from fs.options import MountOptions
+from fs.options import WINDOWS_SHARE, MountOptions
+from fs.windows import Windows
 
 MARKED_BYTES_MAX = NAME_BYTES_MAX - len(Mark.FILE.value)
 """Of a name to which the mark of a file beside a directory can be added."""
@@ -63,6 +64,7 @@ class View:
         self.paths: Paths | PastPaths = engine.paths if at_ms is None else engine.paths_at(at_ms)
         self.attributes = AttributeReader(options)
         self.files: Handles[FileHandle] = Handles()
+        self.windows = Windows(int(options.memory * WINDOWS_SHARE))
         if bucket is None:
             root = Node(Kind.TOP, "", b"", "", base=0, version_id="")
         else:
