@@ -18,7 +18,7 @@ import errno
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -172,14 +172,16 @@ class Index:
             raise IndexDamaged(f"{self._path}: was not built to the end")
 
     def close(self) -> None:
-        """Close every connection. No call may be running or follow."""
+        """Close every connection. No call may be running or follow. Never raises."""
         with self._lock:
             if self._closed:
                 return
             self._closed = True
-            while self._readers:
-                self._readers.pop().close()
-            self._writer.close()
+            for connection in [*self._readers, self._writer]:
+                # The last one copies the log into the database; should that fail, the log stays.
+                with suppress(apsw.Error):
+                    connection.close()
+            self._readers.clear()
 
     # Reading
 
