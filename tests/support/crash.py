@@ -61,11 +61,11 @@ AFTER = "after-the-crash"
 AFTER_SIZE = 9_000
 
 
-def store_in(path: Path, **settings: object) -> Folder:
-    """Three small drives; volumes so small that a few objects fill several."""
+def store_in(path: Path, *, drives: int = DRIVES, **settings: object) -> Folder:
+    """Small drives; volumes so small that a few objects fill several."""
     return folder_in(
         path,
-        drives=DRIVES,
+        drives=drives,
         profile=PROFILE,
         **{"chunk_size": 32 << 10, "volume_size": 96 << 10, "session_s": SESSION_S, **settings},
     )
