@@ -69,7 +69,6 @@ def test_tar(place: Path, tree: Path, tmp_path: Path) -> None:
     assert run("tar", "df", str(tmp_path / "tree.tar"), "-C", str(place)) == ""
 
 
-@pytest.mark.skipif(shutil.which("rsync") is None, reason="rsync is not installed")
 def test_rsync_sends_nothing_the_second_time(place: Path, tree: Path) -> None:
     run("rsync", "-a", f"{tree}/", str(place / "copy/"))
     assert run("rsync", "-ai", f"{tree}/", str(place / "copy/")) == ""
