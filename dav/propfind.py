@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import msgspec
@@ -19,6 +20,7 @@ from dav.errors import DavError
 from dav.names import Target, href, shown_name
 from dav.portal import Crossing
 from dav.properties import (
+    ALLPROP,
     QUOTA,
     Member,
     Surroundings,
@@ -33,7 +35,7 @@ from engine.paths import PathEntry
 from engine.times import shown_ms
 from engine.types import BucketInfo, LockInfo, Pairs
 
-PAGE = 1000
+PAGE = 500
 NAMES_MAX = 200
 """Properties that one request may ask for by name."""
 
@@ -41,6 +43,7 @@ _OPEN = f'{HEAD}<D:multistatus xmlns:D="DAV:">'
 _CLOSE = "</D:multistatus>"
 _OK = "<D:status>HTTP/1.1 200 OK</D:status></D:propstat>"
 _NOT_FOUND = "<D:status>HTTP/1.1 404 Not Found</D:status></D:propstat>"
+_ALLPROP = frozenset(ALLPROP)
 _LOCKS = DAV + "lockdiscovery"
 
 _headers = msgspec.msgpack.Decoder(list[tuple[str, str]]).decode
@@ -107,32 +110,39 @@ async def _stream(
 ) -> Reply | None:
     """Send page after page; an answer of one page goes out whole, with its length."""
     depth, wanted, around = asked
-    parts = [_OPEN]
+    body = _OPEN.encode()
     if depth.itself:
-        parts.append(_response(await _resource(request, found, wanted), wanted, around))
+        itself = await _resource(request, found, wanted)
+        body += _responses([itself], wanted, around)
     headers = [("Content-Type", XML_TYPE)]
     begun = False
     async with aclosing(_pages(request, found, wanted, infinite=depth.infinite)) as pages:
         async for members, more in pages:
-            parts += [_response(member, wanted, around) for member in members]
+            # Thousands of lines are written by the thread of the request, not by all's loop.
+            body += await crossing.in_thread(partial(_responses, members, wanted, around))
             if more:
                 if not begun:
                     await request.begin(crossing, 207, headers)
                     begun = True
-                await request.send(crossing, "".join(parts).encode())
-                parts = []
-    parts.append(_CLOSE)
-    body = "".join(parts).encode()
+                await request.send(crossing, body)
+                body = b""
+    body += _CLOSE.encode()
     if not begun:
         return Reply(207, headers, body)
     await request.send(crossing, body)
     return None
 
 
+def _responses(members: Sequence[Member], wanted: Wanted, around: Surroundings) -> bytes:
+    return "".join([_response(member, wanted, around) for member in members]).encode()
+
+
 def _response(member: Member, wanted: Wanted, around: Surroundings) -> str:
     names: Sequence[str] = wanted.names
     if wanted.all:
-        names = list(dict.fromkeys([*all_names(member, around), *wanted.names]))
+        # All that there are: what it does not have is not missing.
+        others = (*member.dead, *wanted.names)
+        names = (*ALLPROP, *dict.fromkeys(name for name in others if name not in _ALLPROP))
     if wanted.names_only:
         found = "".join(empty_element(name) for name in all_names(member, around))
         missing = ""
@@ -141,7 +151,6 @@ def _response(member: Member, wanted: Wanted, around: Surroundings) -> str:
     text = f"<D:response><D:href>{escape(member.href)}</D:href>"
     if found or not missing:
         text += f"<D:propstat><D:prop>{found}</D:prop>{_OK}"
-    # All properties were asked for by nobody: what is not there is not missing.
     if missing and not wanted.all:
         text += f"<D:propstat><D:prop>{missing}</D:prop>{_NOT_FOUND}"
     return text + "</D:response>"

@@ -28,9 +28,13 @@ LANGUAGE = "{http://www.w3.org/XML/1998/namespace}lang"
 
 _ILLEGAL = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
+_SPECIAL = re.compile(f"[&<>\"']|{_ILLEGAL.pattern}")
+
 
 def escape(text: str) -> str:
     """Return text for XML; characters that XML cannot have become U+FFFD."""
+    if _SPECIAL.search(text) is None:
+        return text
     return _escape(_ILLEGAL.sub("\ufffd", text))
 
 

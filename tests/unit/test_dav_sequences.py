@@ -346,16 +346,15 @@ LIBRE_FIND = (
     b'<getcontenttype xmlns="DAV:"/>\n<supportedlock xmlns="DAV:"/>\n</prop></propfind>\n'
 )
 LIBRE_LOCK = (
-    b'<?xml version="1.0" encoding="UTF-8"?><D:lockinfo xmlns:D="DAV:"><D:lockscope>'
-    b"<D:exclusive/></D:lockscope><D:locktype><D:write/></D:locktype>"
-    b"<D:owner>LibreOffice - http://www.libreoffice.org/</D:owner></D:lockinfo>"
+    b'<?xml version="1.0" encoding="UTF-8"?>\n<lockinfo xmlns="DAV:"><lockscope><exclusive/>'
+    b"</lockscope><locktype><write/></locktype><owner>Someone</owner></lockinfo>"
 )
 
 
 async def test_libreoffice_opens_and_saves(tmp_path: Path) -> None:
     """Source: owncloud/core issue 34394 (the PROPFIND, and that it locks if ``supportedlock`` says
-    so); LibreOffice core, ucb/source/ucp/webdav-curl (LOCK with Depth 0 and Second-180, refreshed;
-    If with the token at PUT)."""
+    so); LibreOffice core, ucb/source/ucp/webdav-curl/CurlSession.cxx (its LOCK in the default
+    namespace, refreshed with Second-180; If with the token at PUT)."""
 
     def script(wire: Wire) -> None:
         wire.send("PUT /share/Example.odt HTTP/1.1", b"old", status=201)
