@@ -10,6 +10,8 @@ Concurrency
 * Group commit: the first to wait leads; it syncs once for all who wrote their commit record before
   the sync began, hands the lead to the first that came later, and then enters its group into the
   index in one transaction. Only then are the commits of the group done.
+* Who writes the index takes ``_lock`` then (``_finished``); so nobody who holds ``_lock`` may call
+  the index.
 * ``outstanding`` holds the extents that are neither in the index nor given up. ``indexed_to`` never
   passes the first of them.
 """
@@ -93,6 +95,7 @@ class Volume:
         self._queue: list[Pending] = []
         self._syncing = False
         self._sealed = False
+        self._noted = False
         self._pins = 0
 
     # Reservations
@@ -290,14 +293,19 @@ class Volume:
 
     def fail(self) -> None:
         """Take no more reservations and commits, for good."""
-        if self.failed:
-            return
         self.failed = True
-        with contextlib.suppress(NodeError):  # it is a hint to later opens, not a promise
-            self._index.set_state(self.number, READ_ONLY)
+        self._note_failure()
+
+    def _note_failure(self) -> None:
+        """Say so in the index, without ``_lock``: whoever writes the index may wait for that."""
+        if self.failed and not self._noted:
+            self._noted = True
+            with contextlib.suppress(NodeError):  # it is a hint to later opens, not a promise
+                self._index.set_state(self.number, READ_ONLY)
 
     def seal(self) -> None:
         """Take no more reservations; closed, and its flock free, once the last writer is done."""
+        self._note_failure()
         with self._lock:
             self._sealed = True
         self._close_if_idle()
@@ -338,5 +346,5 @@ class Volume:
     def _raise(self, error: OSError) -> NoReturn:
         if error.errno in FULL_ERRORS:
             raise NodeFull(f"volume {self.number:08x}: the drive is full") from error
-        self.fail()
+        self.failed = True  # the index is told when the volume is sealed: ``_lock`` is held here
         raise NodeDown(f"volume {self.number:08x}: {error.strerror}") from error
