@@ -3,6 +3,7 @@ is old or new and whole, fsck is clean, and the store goes on."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -11,17 +12,22 @@ import trio
 from engine.engine import Engine
 from engine.node.compaction import compact
 from engine.node.drive import Drive
+from engine.node.files import volume_path
+from engine.node.needle import NEEDLE_OVERHEAD
+from engine.services.repair import repair_queue
 from engine.types import Attributes, CompletePart, UploadInfo
 from tests.support.crash import (
     Recorded,
     Recording,
     Step,
     check_in_processes,
+    queue_all,
     record,
     record_new,
     save,
 )
 from tests.support.engine import part_size_min, pattern, put, put_part, scratch_folder
+from tests.support.logs import Logs
 
 RECORD, ROW, COPIES, CODED, CHUNKS = 50, 700, 3_000, 20_000, 80_000
 """Sizes of each durability class: in the record, in a row, copied, coded, in several chunks."""
@@ -88,6 +94,23 @@ async def compact_all(now: Recording) -> None:
         await trio.to_thread.run_sync(lambda drive=drive: compact(drive, dead_ratio=0.1))
 
 
+async def damage(now: Recording) -> None:
+    """Change some bytes of every fragment on one drive, durably."""
+    drive = drives_of(now.opened)[0]
+    for info in drive.list(b"", 100):
+        place = drive.index.find(info.fragment)
+        assert place is not None
+        fd = now.disk.open(volume_path(drive.path, place[0]), os.O_RDWR)
+        now.disk.pwritev(fd, [bytes(64)], place[1] + NEEDLE_OVERHEAD + 10)
+        now.disk.fdatasync(fd)
+        now.disk.close(fd)
+
+
+async def repair(now: Recording) -> None:
+    await queue_all(now.opened)
+    assert await repair_queue(now.opened.store) > 0
+
+
 def drives_of(opened: Engine) -> list[Drive]:
     nodes = [opened.store.pool.get(node_id) for node_id in opened.store.pool.ids()]
     drives = [node.blocking for node in nodes if node is not None]
@@ -127,8 +150,14 @@ SCENARIOS: dict[str, list[Step]] = {
     "overwrite": OVERWRITES,
     "multipart": UPLOADS,
     "delete": DELETES,
+    "repair": [*PUTS, damage, repair],
 }
 NAMES = [*SCENARIOS, "new"]
+
+
+@pytest.fixture(autouse=True)
+def damage_is_expected(logs: Logs) -> None:
+    logs.expect("damage found")
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +171,7 @@ async def recorded_log(name: str, folder: Path) -> tuple[Recorded, Path]:
         if name == "new":
             recorded = await record_new(root, name)
         else:
-            recorded = await record(root, name, SCENARIOS[name])
+            recorded = await record(root, name, SCENARIOS[name], damaged=name == "repair")
     path = folder / f"{name}.log"
     save(recorded, path)
     return recorded, path

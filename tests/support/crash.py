@@ -383,6 +383,8 @@ async def _check_all(log: Path, states: Sequence[tuple[int, int]], command: str)
     with scratch_folder() as scratch:
         for crash_at, seed in states:
             logs = Logs()
+            if recorded.damaged:
+                logs.expect("damage found")
             if recorded.new:
                 logs.expect("drive added")  # the making of the store goes on where it ended
             structlog.configure(processors=[logs.take], cache_logger_on_first_use=False)
