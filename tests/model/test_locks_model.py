@@ -15,7 +15,7 @@ from engine.types import Conditions, LockRequest, PropertyChange
 from tests.support.engine import ManualClock, folder_in, put, scratch_folder
 
 B = "bucket"
-KEYS = ("a", "a/b", "a/b/c", "a/b/", "a/", "ab", "a/bc", "d/e/f", "d/e/", "z")
+KEYS = ("a", "a/a", "a/b", "a/b/c", "a/b/", "a/", "ab", "a/bc", "d/e/f", "d/e/", "z")
 ROOTS = (*KEYS, "")
 PRINCIPALS = ("me", "you")
 NAME = "{urn:x}name"
