@@ -55,17 +55,26 @@ def check_target(options: MountOptions) -> None:
         raise ConfigError(
             f"{DEVICE}: permission denied; run as root or join the group that owns it"
         )
+    if _is_dead(target):
+        _unmount_dead(target)
     try:
         mode = target.stat().st_mode
     except OSError as error:
-        if error.errno != errno.ENOTCONN:
-            raise ConfigError(f"mount point {target}: {error.strerror}") from error
-        _unmount_dead(target)
-        mode = target.stat().st_mode
+        raise ConfigError(f"mount point {target}: {error.strerror}") from error
     if not stat.S_ISDIR(mode):
         raise ConfigError(f"mount point {target} is no folder")
     if os.path.ismount(target):
         raise ConfigError(f"something is mounted at {target} already; umount it first")
+
+
+def _is_dead(target: Path) -> bool:
+    """Say whether a mount is there that nobody serves."""
+    try:
+        # Not stat: the kernel may still answer that from what it keeps.
+        os.statvfs(target)
+    except OSError as error:
+        return error.errno == errno.ENOTCONN
+    return False
 
 
 def _unmount_dead(target: Path) -> None:
