@@ -163,7 +163,11 @@ def test_a_killed_process_is_replaced_and_nothing_half_written_shows(tmp_path: P
         host = urlsplit(server.dav_url)
         with socket.create_connection((host.hostname, host.port), timeout=STOP_S) as opened:
             head = f"PUT /bucket/half HTTP/1.1\r\nHost: x\r\nAuthorization: {LOGIN}\r\n"
-            opened.sendall(head.encode() + b"Content-Length: 3000000\r\n\r\n" + bytes(1_500_000))
+            head += "Expect: 100-continue\r\nContent-Length: 3000000\r\n\r\n"
+            opened.sendall(head.encode())
+            # Only now is the connection this process's, and not the next one's to accept.
+            assert opened.recv(1024).startswith(b"HTTP/1.1 100")
+            opened.sendall(bytes(1_500_000))
             os.kill(server.workers[0], signal.SIGKILL)
             with contextlib.suppress(ConnectionResetError):
                 assert opened.recv(1) == b""

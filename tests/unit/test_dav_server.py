@@ -38,9 +38,13 @@ async def exists(engine: Engine, key: str) -> bool:
 
 
 def begin_put(door: Door, name: str, size: int = 10) -> socket.socket:
-    """Send the head and the first half of a body; the server waits for the rest."""
+    """Send the head and the first half of a body; the server has begun to read it."""
     opened = door.connect()
-    opened.sendall(with_login(PUT % (name.encode(), size)) + b"x" * (size // 2))
+    head = PUT % (name.encode(), size)
+    head = head.replace(b"\r\n\r\n", b"\r\nExpect: 100-continue\r\n\r\n")
+    opened.sendall(with_login(head))
+    assert opened.recv(1024).startswith(b"HTTP/1.1 100")
+    opened.sendall(b"x" * (size // 2))
     return opened
 
 
