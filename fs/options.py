@@ -32,8 +32,6 @@ class MountOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Show the past: what was current at this moment, in ms since 1970; read-only."""
     staging: Path | None = None
     """Folder for what is written and not yet committed; None: in the data folder."""
-    cache: Path | None = None
-    cache_size: int = 0
     memory: int = 256 * MIB
     """Bound on the bytes that reading holds, for the whole mount."""
     timeout_s: float = 300.0
