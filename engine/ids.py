@@ -25,6 +25,9 @@ FragmentId = NewType("FragmentId", bytes)
 NodeId = NewType("NodeId", bytes)
 """8 random bytes; names a slot for fragments and stays when the drive in it is replaced."""
 
+MemberId = NewType("MemberId", bytes)
+"""8 random bytes; names a ``lode node`` daemon, wherever it listens."""
+
 SESSION_ID_SIZE = 10
 CHUNK_ID_SIZE = 16
 FRAGMENT_ID_SIZE = 17

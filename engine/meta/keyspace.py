@@ -18,6 +18,7 @@ prefix rest of the key                                      value
 ``Z``  bucket id (8), shard (1), ``b`` or ``n``             counters: bytes, objects
 ``S``  session id (10)                                      SessionRecord
 ``D``  node id (8)                                          NodeRecord
+``H``  member id (8)                                        MemberRecord
 ``E``  node id (8), counter name                            counters: damage found, repaired ...
 ``R``  chunk id (16)                                        RepairRecord
 ``Y``  node id (8), fragment id (17)                         empty: to be deleted from that node
@@ -45,6 +46,7 @@ from engine.ids import (
     ChunkId,
     DataId,
     FragmentId,
+    MemberId,
     NodeId,
     SessionId,
     UploadId,
@@ -57,6 +59,10 @@ NODE_COUNTER, REPAIR, STRAY, LEASE, FEED, SETTING = b"E", b"R", b"Y", b"L", b"F"
 
 TREE_RENAME = b"T"
 PROPERTIES, LOCK = b"Q", b"W"
+MEMBER = b"H"
+
+CLUSTER = SETTING + b"cluster"
+"""Counter that every change of members or nodes bumps; all processes watch it."""
 
 FEED_HEAD = SETTING + b"feed"
 """Counter that every change of a key bumps; followers of the feed watch it."""
@@ -164,6 +170,10 @@ def session(session_id: SessionId) -> bytes:
 
 def node(node_id: NodeId) -> bytes:
     return NODE + node_id
+
+
+def member(member_id: MemberId) -> bytes:
+    return MEMBER + member_id
 
 
 def node_counter(node_id: NodeId, name: str) -> bytes:

@@ -10,7 +10,7 @@ from typing import TypeAlias, TypeVar
 
 import msgspec
 
-from engine.ids import BucketId, ChunkId, DataId, NodeId, UploadId
+from engine.ids import BucketId, ChunkId, DataId, MemberId, NodeId, UploadId
 
 T = TypeVar("T")
 
@@ -197,10 +197,38 @@ class NodeRecord(_Record, frozen=True):
     drive_id: str
     """Identity of the drive that is in this slot now (``drive.json``)."""
     location: str
-    """Folder of a local drive."""
+    """Folder of the drive: of the store itself, or on its member."""
     added_ms: int
     state: str = "up"
-    """``up``, or ``rebuilding`` while a replaced drive gets its fragments back."""
+    """``up``; ``rebuilding`` while a replaced drive gets its fragments back; ``draining`` while
+    its fragments move elsewhere; ``removed`` once none is left on it."""
+    member: MemberId | None = None
+    """The member that has the drive; None: it is in the serving processes themselves."""
+    weight: float = 1.0
+    """Share of the fragments relative to other nodes."""
+
+
+class MemberRecord(_Record, frozen=True):
+    """A ``lode node`` daemon (docs/decisions/0009)."""
+
+    format: int
+    name: str
+    """What people call it; unique; also its innermost failure domain unless ``host`` says so."""
+    address: str
+    """``host:port`` of its wire protocol."""
+    added_ms: int
+    zone: str = ""
+    rack: str = ""
+    host: str = ""
+    """Failure domains, outermost first; empty: all members without one share it."""
+    state: str = "up"
+    """What its administrator wants: ``up``, ``draining`` or ``removed``."""
+    health: str = "up"
+    """What was last seen of it: ``up``, ``suspect``, ``down`` or ``lost``."""
+    health_ms: int = 0
+    """Since when, ms since 1970."""
+    version: str = ""
+    """Of its program."""
 
 
 class RepairRecord(_Record, frozen=True):
@@ -285,6 +313,7 @@ decode_manifest = msgspec.msgpack.Decoder(ManifestRecord).decode
 decode_garbage = msgspec.msgpack.Decoder(GarbageRecord).decode
 decode_session = msgspec.msgpack.Decoder(SessionRecord).decode
 decode_node = msgspec.msgpack.Decoder(NodeRecord).decode
+decode_member = msgspec.msgpack.Decoder(MemberRecord).decode
 decode_repair = msgspec.msgpack.Decoder(RepairRecord).decode
 decode_lease = msgspec.msgpack.Decoder(LeaseRecord).decode
 decode_tree_rename = msgspec.msgpack.Decoder(TreeRename).decode
