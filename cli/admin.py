@@ -21,7 +21,7 @@ from cli.logs import configure_logs
 from engine import Engine, open_engine
 from engine.config import StoreConfig
 from engine.errors import ConfigError
-from engine.types import DriveStatus, FsckReport, GcReport, StoreStatus
+from engine.types import BucketUsage, DriveStatus, FsckReport, GcReport, Quota, StoreStatus
 
 STORE_FILE = "lode.json"
 PIPE_WIDTH = 200
@@ -40,7 +40,7 @@ def show_status(data: Path, *, as_json: bool) -> None:
     console.print(_drive_table(status.drives))
 
 
-def check(data: Path, *, deep: bool, as_json: bool) -> bool:
+def check(data: Path, *, deep: bool, repair_counters: bool, as_json: bool) -> bool:
     """Print what ``Engine.fsck`` found; return whether the store is clean."""
 
     async def ask(engine: Engine) -> FsckReport:
@@ -52,7 +52,8 @@ def check(data: Path, *, deep: bool, as_json: bool) -> bool:
             transient=True,
             disable=not Console(stderr=True).is_terminal,
         ) as bars:
-            return await engine.fsck(deep=deep, progress=_Bars(bars).update)
+            update = _Bars(bars).update
+            return await engine.fsck(deep=deep, repair_counters=repair_counters, progress=update)
 
     report = _ask(data, ask)
     if as_json:
@@ -70,6 +71,46 @@ def collect_garbage(data: Path, *, grace_s: float | None, as_json: bool) -> None
         _print_json(report)
     else:
         _console().print(_gc_table(report))
+
+
+def bucket_quota(
+    data: Path, bucket: str, *, size: int | None, objects: int | None, clear: bool, as_json: bool
+) -> None:
+    """Change a bucket's quota as far as something is given, and print usage and quota."""
+
+    async def ask(engine: Engine) -> BucketUsage:
+        usage = await engine.bucket_usage(bucket)
+        if clear or size is not None or objects is not None:
+            kept = Quota() if clear else Quota(usage.quota_bytes, usage.quota_objects)
+            await engine.set_quota(
+                bucket,
+                Quota(
+                    kept.bytes if size is None else size,
+                    kept.objects if objects is None else objects,
+                ),
+            )
+            usage = await engine.bucket_usage(bucket)
+        return usage
+
+    usage = _ask(data, ask)
+    if as_json:
+        _print_json(usage)
+        return
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for heading in ("", "used", "quota"):
+        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
+    quota_bytes, quota_objects = usage.quota_bytes, usage.quota_objects
+    table.add_row(
+        "bytes",
+        format_bytes(usage.bytes),
+        "none" if quota_bytes is None else format_bytes(quota_bytes),
+    )
+    table.add_row(
+        "objects",
+        f"{usage.objects:,}",
+        "none" if quota_objects is None else f"{quota_objects:,}",
+    )
+    _console().print(table)
 
 
 class _Bars:

@@ -15,6 +15,7 @@ GLOBAL_FLAGS = frozenset({"--debug"})
 """Flags of ``lode`` itself that may also stand behind the command."""
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|)")
+_SIZE = re.compile(r"([0-9]{1,18}(?:\.[0-9]+)?)\s*([KMGTPEkmgtpe]?)(iB|ib|B|b|)")
 _UNIT_S = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -82,6 +83,17 @@ def parse_duration(text: str) -> float:
     if match is None:
         raise ConfigError(f"{text!r}: write a time as seconds, or as 90s, 15m, 24h, 7d")
     return float(match[1]) * _UNIT_S[match[2]]
+
+
+def parse_size(text: str) -> int:
+    """Return the bytes of ``4096``, ``512K``, ``10G``, ``10GiB``, ``1.5T``: powers of 1024, but
+    with a B alone behind the letter (``10GB``) of 1000. Raises ConfigError."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise ConfigError(f"{text!r}: write a size as bytes, or as 512K, 64M, 10G, 1.5T")
+    base = 1000 if match[3].upper() == "B" and match[2] else 1024
+    power = "KMGTPE".index(match[2].upper()) + 1 if match[2] else 0
+    return int(float(match[1]) * base**power) if "." in match[1] else int(match[1]) * base**power
 
 
 def format_bytes(count: int) -> str:

@@ -57,6 +57,19 @@ MOUNT = "\n\n".join(
     )
 )
 
+BUCKET = "Look after buckets."
+
+BUCKET_QUOTA = "\n\n".join(
+    (
+        "Show what a bucket takes, or limit it.",
+        "    lode bucket quota photos --bytes 10G --objects 100000",
+        "Older versions count; delete markers and parts of uploads under way do not. Over the "
+        "limit a write gets QuotaExceeded (403) through S3, EDQUOT through the mount, 507 through "
+        "WebDAV; deleting, and replacing by less, are always possible. Works beside a running "
+        "server, and holds from the next request on.",
+    )
+)
+
 STATUS = "\n\n".join(
     (
         "Show drives, space, damage found and repaired, and what waits for repair or collection.",
@@ -67,8 +80,8 @@ STATUS = "\n\n".join(
 FSCK = "\n\n".join(
     (
         "Prove that metadata and fragments agree, and print the counts.",
-        "Changes nothing: the server repairs. Works beside a running server. Exit status 0: "
-        "clean; 1: problems, of which the first hundred are named.",
+        "Changes nothing but what --repair-counters says: the server repairs. Works beside a "
+        "running server. Exit status 0: clean; 1: problems, of which the first hundred are named.",
     )
 )
 

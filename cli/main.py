@@ -15,6 +15,7 @@ import typer
 
 from cli import help
 from cli.arguments import normalize, parse_duration
+from cli.bucket_command import bucket_app
 from cli.mount_command import mount_command
 from cli.outcome import FAILED, USAGE, WorkersFailed, innermost, one_line
 from cli.version import VERSION
@@ -340,6 +341,7 @@ def dav(
 
 
 app.command("mount", help=help.MOUNT, rich_help_panel="Run")(mount_command)
+app.add_typer(bucket_app, name="bucket", help=help.BUCKET, rich_help_panel="Look after")
 
 
 @app.command(help=help.STATUS, rich_help_panel="Look after")
@@ -356,12 +358,20 @@ def fsck(
     deep: Annotated[
         bool, typer.Option("--deep", help="Read and verify every block, not only what is there.")
     ] = False,
+    repair_counters: Annotated[
+        bool,
+        typer.Option(
+            "--repair-counters",
+            help="Put right what buckets are said to take, if it is wrong; quotas depend on it.",
+        ),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     from cli.admin import check
     from cli.settings import data_folder
 
-    if not check(data_folder(data, os.environ), deep=deep, as_json=as_json):
+    folder = data_folder(data, os.environ)
+    if not check(folder, deep=deep, repair_counters=repair_counters, as_json=as_json):
         raise typer.Exit(FAILED)
 
 

@@ -49,6 +49,7 @@ ENGINE_ERRORS: dict[type[EngineError], int] = {
     engine_errors.Locked: 423,
     engine_errors.NoSuchLock: 409,
     engine_errors.NoSpace: 507,
+    engine_errors.QuotaExceeded: 507,
     engine_errors.Unavailable: 503,
     engine_errors.Corrupt: 500,
 }

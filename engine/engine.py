@@ -23,6 +23,7 @@ from engine.opened import OpenedObject
 from engine.past import PastPaths
 from engine.paths import Paths
 from engine.properties import Properties
+from engine.quota import Quotas
 from engine.rename import Renames
 from engine.rename_tree import TreeRenames
 from engine.services.collector import collect
@@ -34,6 +35,7 @@ from engine.types import (
     NO_CONDITIONS,
     Attributes,
     BucketInfo,
+    BucketUsage,
     Check,
     CompletePart,
     Conditions,
@@ -47,6 +49,7 @@ from engine.types import (
     Pairs,
     PartInfo,
     PartListing,
+    Quota,
     Source,
     StoreStatus,
     UploadInfo,
@@ -61,6 +64,7 @@ class Engine:
     def __init__(self, store: Store) -> None:
         self.store = store
         self._buckets = Buckets(store)
+        self._quotas = Quotas(store)
         self._objects = Objects(store)
         self._uploads = Uploads(store, self._objects)
         self._completion = Completion(store)
@@ -107,6 +111,17 @@ class Engine:
         """No error when there is none."""
         await self._buckets.delete_config(name, kind)
 
+    async def set_quota(self, name: str, quota: Quota) -> None:
+        """Limit what the bucket's versions take together; ``Quota()`` takes the limits away.
+
+        Raises: NoSuchBucket, InvalidArgument.
+        """
+        await self._quotas.set_quota(name, quota)
+
+    async def bucket_usage(self, name: str) -> BucketUsage:
+        """Return what the bucket's versions take, and its quota. Raises: NoSuchBucket."""
+        return await self._quotas.usage(name)
+
     # Objects
 
     async def put(
@@ -127,7 +142,8 @@ class Engine:
         Durable on return; on any error nothing is visible and nothing is left behind.
 
         Raises: NoSuchBucket, InvalidName, PreconditionFailed, ConditionConflict, IncompleteBody,
-        EntityTooLarge, NoSpace, Unavailable, SlowDown, and what ``source`` and ``check`` raise.
+        EntityTooLarge, QuotaExceeded, NoSpace, Unavailable, SlowDown, and what ``source`` and
+        ``check`` raise.
         """
         return await self._objects.put(
             bucket,
@@ -450,13 +466,20 @@ class Engine:
         return await store_status(self.store)
 
     async def fsck(
-        self, *, deep: bool = False, progress: Callable[[str, int, int], None] | None = None
+        self,
+        *,
+        deep: bool = False,
+        repair_counters: bool = False,
+        progress: Callable[[str, int, int], None] | None = None,
     ) -> FsckReport:
         """Prove that metadata and fragments agree; ``deep`` verifies every block.
 
-        ``progress(phase, done, total)`` is called now and then. Changes nothing.
+        ``progress(phase, done, total)`` is called now and then. Changes nothing, but for usage
+        counters that are proved wrong, with ``repair_counters``.
         """
-        return await check_store(self.store, deep=deep, progress=progress)
+        return await check_store(
+            self.store, deep=deep, repair_counters=repair_counters, progress=progress
+        )
 
     async def collect_garbage(self, *, grace_s: float | None = None) -> GcReport:
         """Run garbage collection now; ``grace_s`` overrides the store's grace time.

@@ -40,6 +40,7 @@ __all__ = [
     "NoSuchVersion",
     "NotModified",
     "PreconditionFailed",
+    "QuotaExceeded",
     "RequestError",
     "SlowDown",
     "StorageError",
@@ -174,6 +175,18 @@ class PreconditionFailed(RequestError):
     def __init__(self, condition: str) -> None:
         super().__init__(f"{condition} does not hold")
         self.condition = condition
+
+
+class QuotaExceeded(RequestError):
+    """The bucket may not grow so far. ``limit``: ``bytes`` or ``objects``; ``used`` and ``quota``
+    are in its unit."""
+
+    def __init__(self, bucket: str, limit: str, used: int, quota: int) -> None:
+        super().__init__(f"bucket {bucket!r} has {used} of at most {quota} {limit}")
+        self.bucket = bucket
+        self.limit = limit
+        self.used = used
+        self.quota = quota
 
 
 class NotModified(RequestError):

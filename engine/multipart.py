@@ -24,6 +24,7 @@ from engine.meta.records import (
 )
 from engine.objects import DEFAULT_CHECKSUM, MD5, Objects
 from engine.opened import StreamSource, read_manifest
+from engine.quota import check_quota, growth
 from engine.store import Store, get_bucket, key_bytes
 from engine.types import (
     Attributes,
@@ -37,6 +38,7 @@ from engine.types import (
     Source,
     UploadInfo,
 )
+from engine.versions import current_version
 
 
 def part_info(number: int, record: PartRecord) -> PartInfo:
@@ -141,7 +143,7 @@ class Uploads:
     ) -> PartInfo:
         store = self._store
         raw_key = key_bytes(key)
-        await self.get(bucket_name, key, upload_id)
+        await self._check_part(bucket_name, raw_key, upload_id, size or 0)
         staged = await store.data.stage(source, size=size, algorithms=algorithms | MD5)
         checksums = await checked(staged, check)
         data_id = store.new_data_id()
@@ -168,6 +170,22 @@ class Uploads:
 
         await commit(store, staged, body)
         return part_info(number, record)
+
+    async def _check_part(
+        self, bucket_name: str, raw_key: bytes, upload_id: UploadId, size: int
+    ) -> None:
+        """Spare the client sending a part that could never be completed into an object.
+
+        Raises: NoSuchUpload, QuotaExceeded.
+        """
+
+        async def body(tr: ReadTransaction) -> None:
+            bucket, _ = await find_upload(tr, bucket_name, raw_key, upload_id)
+            if bucket.quota is not None:
+                current = await current_version(tr, bucket, raw_key)
+                await check_quota(tr, bucket, *growth(bucket, current, size))
+
+        await self._store.db.read(body)
 
     async def copy_part(
         self,

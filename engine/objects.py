@@ -37,6 +37,7 @@ from engine.meta.records import (
     encode,
 )
 from engine.opened import OpenedObject, StreamSource
+from engine.quota import check_quota, growth
 from engine.store import Store, get_bucket, key_bytes
 from engine.types import (
     NO_CONDITIONS,
@@ -168,7 +169,7 @@ class Objects:
     ) -> ObjectInfo:
         raw_key = key_bytes(key)
         if conditions is not NO_CONDITIONS or size is None or size > self._store.config.inline_max:
-            await self._refuse_early(bucket_name, key, raw_key, conditions)
+            await self._refuse_early(bucket_name, key, raw_key, conditions, size or 0)
         staged = await self._store.data.stage(source, size=size, algorithms=algorithms | MD5)
         checksums = await checked(staged, check)
         return await self.commit_put(
@@ -176,7 +177,7 @@ class Objects:
         )
 
     async def _refuse_early(
-        self, bucket_name: str, key: str, raw_key: bytes, conditions: Conditions
+        self, bucket_name: str, key: str, raw_key: bytes, conditions: Conditions, size: int
     ) -> None:
         """Spare the client sending a body that the commit would refuse as things stand now."""
 
@@ -184,6 +185,8 @@ class Objects:
             bucket = await get_bucket(tr, bucket_name)
             current = await current_version(tr, bucket, raw_key)
             check_write(conditions, bucket_name, key, current)
+            if bucket.quota is not None:
+                await check_quota(tr, bucket, *growth(bucket, current, size))
             await refuse_if_locked(
                 self._store, tr, bucket, raw_key, conditions, membership=current is None
             )

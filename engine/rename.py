@@ -90,6 +90,7 @@ async def move(
             tr.set(keyspace.chunk(chunk_id), encode(chunk))
     properties = await tr.get(keyspace.properties(bucket.bucket_id, raw_key))
     await take_current(store, tr, bucket, raw_key, record)
-    await put_version(store, tr, bucket, raw_new, replaced, moved)
+    # It only moves, so a bucket above its quota can be tidied up.
+    await put_version(store, tr, bucket, raw_new, replaced, moved, limited=False)
     put_properties(tr, bucket, raw_new, properties)
     return moved

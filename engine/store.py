@@ -26,7 +26,7 @@ from engine.meta.records import (
     encode,
 )
 from engine.sessions import Sessions
-from engine.types import KEY_BYTES_MAX, BucketInfo
+from engine.types import KEY_BYTES_MAX, BucketInfo, Quota
 
 USAGE_SHARDS = 8
 
@@ -97,6 +97,7 @@ class Store:
 def bucket_info(name: str, row: bytes) -> BucketInfo:
     """Decode a bucket row; cached by its bytes, so that what is cached is never stale."""
     record = decode_bucket(row)
+    limited = record.quota_bytes is not None or record.quota_objects is not None
     return BucketInfo(
         name=name,
         bucket_id=record.bucket_id,
@@ -104,6 +105,7 @@ def bucket_info(name: str, row: bytes) -> BucketInfo:
         created_ms=record.created_ms,
         versioning=record.versioning,
         region=record.region,
+        quota=Quota(record.quota_bytes, record.quota_objects) if limited else None,
     )
 
 

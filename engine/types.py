@@ -37,6 +37,24 @@ Check: TypeAlias = Callable[[Digests], list[Checksum]]
 announced, and returns the checksums to keep with the object."""
 
 
+class Quota(msgspec.Struct, frozen=True):
+    """Limits of a bucket; None: there is none. What counts: ``engine.quota``."""
+
+    bytes: int | None = None
+    objects: int | None = None
+
+
+class BucketUsage(msgspec.Struct, frozen=True):
+    """What a bucket's versions take, and what they may take at most."""
+
+    bucket: str
+    bytes: int
+    objects: int
+    """Versions, older ones among them; delete markers are not."""
+    quota_bytes: int | None
+    quota_objects: int | None
+
+
 class BucketInfo(msgspec.Struct, frozen=True):
     name: str
     bucket_id: BucketId
@@ -45,6 +63,7 @@ class BucketInfo(msgspec.Struct, frozen=True):
     versioning: str
     """``""``, ``"Enabled"`` or ``"Suspended"``."""
     region: str
+    quota: Quota | None = None
 
 
 class Attributes(msgspec.Struct, frozen=True):
@@ -313,6 +332,7 @@ class FsckReport(msgspec.Struct, frozen=True):
     """Fewer than k whole fragments."""
     wrong_counters: int
     problems: list[str]
+    repaired_counters: int = 0
 
     @property
     def clean(self) -> bool:

@@ -18,6 +18,7 @@ from engine.ids import DataId
 from engine.meta import keyspace
 from engine.meta.kv import ReadTransaction, Transaction
 from engine.meta.records import FORMAT, InlineData, VersionRecord, decode_version, encode
+from engine.quota import check_quota
 from engine.store import Store
 from engine.types import BucketInfo, Deleted
 
@@ -155,9 +156,16 @@ async def put_version(
     key: bytes,
     current: VersionRecord | None,
     record: VersionRecord,
+    *,
+    limited: bool = True,
 ) -> None:
-    """Make ``record`` (with its sequence and id set) the current version."""
+    """Make ``record`` (with its sequence and id set) the current version.
+
+    ``limited`` False: whatever the bucket's quota. Raises: QuotaExceeded.
+    """
     freed = await _step_back(store, tr, bucket, key, current)
+    if bucket.quota is not None and limited:
+        await check_quota(tr, bucket, record.size - freed.size, 1 - freed.versions)
     tr.set(keyspace.object_(bucket.bucket_id, key), encode(record))
     store.add_usage(tr, bucket.bucket_id, record.size - freed.size, 1 - freed.versions)
     store.feed(tr, bucket.bucket_id, key, "put", record.version_id)

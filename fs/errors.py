@@ -44,6 +44,7 @@ ERRNO: dict[type[Exception], int] = {
     engine_errors.NoSuchVersion: errno.ENOENT,
     engine_errors.NotModified: errno.EIO,
     engine_errors.PreconditionFailed: errno.ESTALE,
+    engine_errors.QuotaExceeded: errno.EDQUOT,
     engine_errors.SlowDown: errno.EAGAIN,
     engine_errors.Unavailable: errno.EIO,
     FeedLost: errno.EIO,

@@ -227,6 +227,8 @@ CODES: dict[str, tuple[int, str]] = {
         412,
         "At least one of the pre-conditions you specified did not hold",
     ),
+    # Not AWS's; what Ceph's gateway and others answer.
+    "QuotaExceeded": (403, "The bucket has reached its quota. Deleting objects still works."),
     "ReplicationConfigurationNotFoundError": (
         404,
         "The replication configuration was not found",
@@ -361,6 +363,7 @@ ENGINE_ERRORS: Mapping[type[EngineError], Callable[[EngineError], S3Error]] = {
     engine_errors.NoSuchVersion: _plain("NoSuchVersion", Key="key", VersionId="version_id"),
     engine_errors.NotModified: _plain("NotModified"),
     engine_errors.PreconditionFailed: _plain("PreconditionFailed", Condition="condition"),
+    engine_errors.QuotaExceeded: _plain("QuotaExceeded", BucketName="bucket"),
     engine_errors.SlowDown: _plain("SlowDown"),
     engine_errors.Unavailable: _plain("ServiceUnavailable"),
 }

@@ -28,6 +28,9 @@ class BucketRecord(_Record, frozen=True):
     """``""`` (never enabled), ``"Enabled"`` or ``"Suspended"``, as S3 spells them."""
     region: str = ""
     object_ownership: str = ""
+    quota_bytes: int | None = None
+    """Of all versions together; None: no limit."""
+    quota_objects: int | None = None
 
 
 class Checksum(_Record, frozen=True):

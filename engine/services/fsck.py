@@ -1,11 +1,11 @@
-"""The proof that metadata and fragments agree. Reads only.
+"""The proof that metadata and fragments agree. Reads only, unless told to repair counters.
 
 1. Every version and part has its bytes: inline rows are there, chunks have rows that name it.
 2. Every chunk has an owner: the version or part that its row names exists and names it.
 3. Every fragment that a chunk names is on its node; with ``deep`` every block is verified.
 4. Every fragment on a node belongs to a chunk that names it there, unless a live session may
    still be writing it, or it waits for deletion.
-5. The usage counters add up.
+5. The usage counters add up; they can be put right, as quotas depend on them.
 
 The store may be in use meanwhile: a discrepancy counts only when it is still there on a second
 look at the rows concerned. Memory does not depend on the number of objects.
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
+from typing import NamedTuple
 
 import msgspec
 
@@ -28,7 +29,7 @@ from engine.ids import (
     session_of,
 )
 from engine.meta import keyspace
-from engine.meta.kv import ReadTransaction
+from engine.meta.kv import ReadTransaction, Transaction
 from engine.meta.records import (
     ChunkData,
     ChunkRecord,
@@ -52,6 +53,7 @@ from engine.types import FsckReport
 PROBLEMS_SHOWN = 100
 PROGRESS_EVERY = 500
 NODE_PAGE = 1000
+USAGE_PAGE = 10_000
 DATED_BACK_MS_MAX = 60_000
 """Garbage is dated before it is committed; so much later none comes with an earlier date."""
 
@@ -70,14 +72,29 @@ class _Counts(msgspec.Struct):
     orphan_chunks: int = 0
     unreadable_chunks: int = 0
     wrong_counters: int = 0
+    repaired_counters: int = 0
+
+
+class _Usage(NamedTuple):
+    """The counters at one moment."""
+
+    by_bucket: dict[BucketId, tuple[int, int]]
+    """(bytes, versions)"""
+    head: bytes | None
+    """Differs once any key was changed."""
 
 
 async def check_store(
-    store: Store, *, deep: bool = False, progress: Progress | None = None
+    store: Store,
+    *,
+    deep: bool = False,
+    repair_counters: bool = False,
+    progress: Progress | None = None,
 ) -> FsckReport:
-    """Return what was proved and what was found wrong."""
+    """Return what was proved and what was found wrong; ``repair_counters``: put counters right
+    that are proved wrong."""
     check = _Check(store, deep, progress or (lambda phase, done, total: None))
-    await check.run()
+    await check.run(repair_counters)
     return FsckReport(**msgspec.structs.asdict(check.counts), problems=check.problems)
 
 
@@ -134,13 +151,13 @@ class _Check:
         if len(self.problems) < PROBLEMS_SHOWN:
             self.problems.append(text)
 
-    async def run(self) -> None:
+    async def run(self, repair_counters: bool) -> None:
         before = await self._usage()
         seen = await self._check_versions()
         await self._check_parts()
         await self._check_uploads()
         if await self._usage() == before:
-            self._check_usage(seen, before)
+            await self._check_usage(seen, before, repair_counters)
         await self._check_chunks()
         await self._check_nodes()
 
@@ -152,24 +169,47 @@ class _Check:
 
     # Usage
 
-    async def _usage(self) -> dict[BucketId, tuple[int, int]]:
-        """Return (bytes, versions) by bucket, as counted."""
-        totals: dict[BucketId, list[int]] = defaultdict(lambda: [0, 0])
-        async for key, row in scan_prefix(self._store.db, keyspace.USAGE):
-            value = int.from_bytes(row, "little", signed=True)
-            totals[BucketId(key[1:9])][0 if key.endswith(b"b") else 1] += value
-        return {bucket: (size, count) for bucket, (size, count) in totals.items()}
+    async def _usage(self) -> _Usage:
+        async def body(tr: ReadTransaction) -> _Usage:
+            return await _read_usage(tr)
 
-    def _check_usage(
-        self, seen: dict[BucketId, tuple[int, int]], counted: dict[BucketId, tuple[int, int]]
+        return await self._store.db.read(body)
+
+    async def _check_usage(
+        self, seen: dict[BucketId, tuple[int, int]], counted: _Usage, repair: bool
     ) -> None:
-        for bucket in seen.keys() | counted.keys():
-            if seen.get(bucket, (0, 0)) != counted.get(bucket, (0, 0)):
-                self.counts.wrong_counters += 1
-                self._problem(
-                    f"bucket {bucket.hex()}: counted {counted.get(bucket)}, "
-                    f"there are {seen.get(bucket)} (bytes, versions)"
-                )
+        """Compare what was seen with the counters, which were the same before and after."""
+        wrong = [
+            bucket
+            for bucket in seen.keys() | counted.by_bucket.keys()
+            if seen.get(bucket, (0, 0)) != counted.by_bucket.get(bucket, (0, 0))
+        ]
+        if wrong and repair and await self._repair_usage(wrong, seen, counted):
+            self.counts.repaired_counters += len(wrong)
+            return
+        for bucket in wrong:
+            self.counts.wrong_counters += 1
+            self._problem(
+                f"bucket {bucket.hex()}: counted {counted.by_bucket.get(bucket)}, "
+                f"there are {seen.get(bucket)} (bytes, versions)"
+            )
+
+    async def _repair_usage(
+        self, wrong: list[BucketId], seen: dict[BucketId, tuple[int, int]], counted: _Usage
+    ) -> bool:
+        """Make the counters right unless a key was changed since; return whether it was done."""
+
+        async def body(tr: Transaction) -> bool:
+            if await _read_usage(tr) != counted:
+                return False
+            for bucket in wrong:
+                is_size, is_count = seen.get(bucket, (0, 0))
+                was_size, was_count = counted.by_bucket.get(bucket, (0, 0))
+                tr.add(keyspace.usage(bucket, 0, b"b"), is_size - was_size)
+                tr.add(keyspace.usage(bucket, 0, b"n"), is_count - was_count)
+            return True
+
+        return await self._store.db.run(body)
 
     # Versions, parts and uploads
 
@@ -337,3 +377,16 @@ class _Check:
             return True
         # It moved elsewhere while the node was away; repair deletes it here.
         return await self._get(keyspace.stray(node_id, fragment)) is not None
+
+
+async def _read_usage(tr: ReadTransaction) -> _Usage:
+    totals: dict[BucketId, list[int]] = defaultdict(lambda: [0, 0])
+    begin = keyspace.USAGE
+    end = keyspace.after_prefix(begin)
+    while rows := await tr.get_range(begin, end, limit=USAGE_PAGE):
+        for key, row in rows:
+            value = int.from_bytes(row, "little", signed=True)
+            totals[BucketId(key[1:9])][0 if key.endswith(b"b") else 1] += value
+        begin = keyspace.after(rows[-1][0])
+    by_bucket = {bucket: (size, count) for bucket, (size, count) in totals.items()}
+    return _Usage(by_bucket, await tr.get(keyspace.FEED_HEAD))

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cli.arguments import Address, format_bytes, normalize, parse_duration, split_list
+from cli.arguments import Address, format_bytes, normalize, parse_duration, parse_size, split_list
 from engine.errors import ConfigError
 
 
@@ -96,3 +96,27 @@ def test_a_bad_duration_is_refused(text: str) -> None:
 )
 def test_sizes_are_shown_in_binary_units(count: int, text: str) -> None:
     assert format_bytes(count) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("0", 0),
+        ("4096", 4096),
+        ("4096B", 4096),
+        ("512K", 512 << 10),
+        ("64 MiB", 64 << 20),
+        ("10g", 10 << 30),
+        ("1.5T", 3 << 39),
+        ("2GB", 2_000_000_000),
+        ("3P", 3 << 50),
+    ],
+)
+def test_sizes(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "G", "-1", "1X", "1.G", "1e3", "1 000", "٣"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError):
+        parse_size(text)

@@ -53,6 +53,7 @@ def test_every_leaf_of_the_engines_tree_has_a_row() -> None:
         (errors.InvalidPartOrder(), "InvalidPartOrder", 400),
         (errors.SlowDown(), "SlowDown", 503),
         (errors.NoSpace(), "InsufficientStorage", 507),
+        (errors.QuotaExceeded("b", "bytes", 1, 2), "QuotaExceeded", 403),
         (errors.Unavailable("x"), "ServiceUnavailable", 503),
         (errors.Corrupt("x"), "InternalError", 500),
         (errors.ConfigError("x"), "InternalError", 500),
