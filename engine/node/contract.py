@@ -35,8 +35,16 @@ class NodeFull(NodeError):
     """No room for new fragments (the reserve for deletes is kept); reads and deletes work."""
 
 
+class NodeBusy(NodeError):
+    """The node works, and has as much to do as it takes on; the same call may succeed soon."""
+
+
 class NodeDown(NodeError):
     """The drive or the process behind the node is gone or failed."""
+
+
+class NodeRefused(NodeDown):
+    """The process at the node's address answers, but not to us: another secret, or no member."""
 
 
 @dataclass(frozen=True, slots=True)
