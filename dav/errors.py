@@ -104,6 +104,8 @@ def translate(error: EngineError) -> DavError:
             condition = "lock-token-submitted"
             is_folder = not root or root.endswith("/")
             hrefs = [href(bucket, root.removesuffix("/"), folder=is_folder)]
+        case engine_errors.QuotaExceeded():
+            condition = "quota-not-exceeded"  # RFC 4331, section 6
         case engine_errors.NoSuchLock():
             condition = "lock-token-matches-request-uri"
         case engine_errors.NotModified():

@@ -93,7 +93,7 @@ async def propfind(request: DavRequest, crossing: Crossing) -> Reply | None:
     found = await find(request.engine, request.target)
     if found is None:
         raise DavError(404)
-    room = await request.room.figures() if wanted.quota else None
+    room = await request.room.figures(found.bucket) if wanted.quota else None
     around = Surroundings(now_ms=time.time_ns() // 1_000_000, room=room)
     if not found.is_folder or not depth.members:
         member = await _resource(request, found, wanted)

@@ -24,7 +24,13 @@ import structlog
 import trio
 
 from engine.engine import Engine
-from engine.errors import EngineError, NoSuchBucket, PreconditionFailed
+from engine.errors import (
+    EngineError,
+    NoSpace,
+    NoSuchBucket,
+    PreconditionFailed,
+    QuotaExceeded,
+)
 from engine.meta.records import Checksum
 from engine.opened import OpenedObject
 from engine.types import Attributes, Conditions, Digests, ObjectInfo
@@ -33,6 +39,7 @@ from fs.errors import Refused
 from fs.handles import Readable
 from fs.inodes import Node
 from fs.reading import ReadHandle
+from fs.space import Quotas
 from fs.staging import MEMORY_MAX, Content, MemoryContent, StagingFolder, StreamContent
 
 CHECKSUM = "CRC64NVME"
@@ -46,6 +53,7 @@ class Workshop:
     """What all drafts of a mount work with."""
 
     engine: Engine
+    quotas: Quotas
     folder: StagingFolder
     nursery: trio.Nursery
     now_ns: Callable[[], int]
@@ -78,6 +86,10 @@ class Draft:
         """None: the bytes are the base's."""
         self._failure: Exception | None = None
         self._unsaved_close = False
+        self._refused: tuple[int, Exception] | None = None
+        """Where a write found no room, and what it was told. Until it succeeds, or the file is
+        cut, nothing is committed: half of what a program wrote must not replace a whole file."""
+        self._base_size = 0 if base is None else base.info.size
         self.base_id: bytes = b"" if base is None else base.info.record.data_id
         """Data id of the version that the commit replaces; empty: there is none."""
         self.dirty = base is None
@@ -93,6 +105,11 @@ class Draft:
         self.lock = trio.Lock()
         self.stat = stat
         node.open_stat = stat
+
+    @property
+    def told(self) -> bool:
+        """A descriptor's ``close`` has something to say, or to commit."""
+        return not self.bare or self._refused is not None
 
     @property
     def base(self) -> OpenedObject | None:
@@ -118,27 +135,42 @@ class Draft:
         async with self.lock:
             self._check()
             at = self.stat.size if offset is None else offset
-            content = self._content
-            if content is None:
-                content = self._content = await self._loaded()
-            if isinstance(content, StreamContent):
-                if at == content.size:
-                    await self._append(content, data)
-                    self._changed(content.size)
-                    return len(data)
-                content = self._content = await self._unstream(content)
-            if isinstance(content, MemoryContent) and at + len(data) > MEMORY_MAX:
-                begun = bytes(await content.read(0, content.size))
-                if at == content.size:
-                    stream = StreamContent(self._shop.engine, self._shop.nursery, begun)
-                    self._content = stream
-                    await self._append(stream, data)
-                    self._changed(stream.size)
-                    return len(data)
-                content = self._content = await self._shop.folder.make(begun)
-            await content.write(at, data)
-            self._changed(content.size)
+            try:
+                await self._check_room(at + len(data))
+                await self._write(at, data)
+            except (QuotaExceeded, NoSpace, OSError) as error:
+                self._refused = (at, error)
+                raise
+            if self._refused is not None and at <= self._refused[0]:
+                self._refused = None
             return len(data)
+
+    async def _check_room(self, size: int) -> None:
+        """Raises: QuotaExceeded, when it is clear that a file of this size cannot be committed."""
+        if size > self.stat.size:
+            await self._shop.quotas.check(self._node.bucket, size - self._base_size, 0)
+
+    async def _write(self, at: int, data: bytes) -> None:
+        content = self._content
+        if content is None:
+            content = self._content = await self._loaded()
+        if isinstance(content, StreamContent):
+            if at == content.size:
+                await self._append(content, data)
+                self._changed(content.size)
+                return
+            content = self._content = await self._unstream(content)
+        if isinstance(content, MemoryContent) and at + len(data) > MEMORY_MAX:
+            begun = bytes(await content.read(0, content.size))
+            if at == content.size:
+                stream = StreamContent(self._shop.engine, self._shop.nursery, begun)
+                self._content = stream
+                await self._append(stream, data)
+                self._changed(stream.size)
+                return
+            content = self._content = await self._shop.folder.make(begun)
+        await content.write(at, data)
+        self._changed(content.size)
 
     async def _append(self, stream: StreamContent, data: bytes) -> None:
         try:
@@ -151,6 +183,7 @@ class Draft:
     async def truncate(self, size: int) -> None:
         async with self.lock:
             self._check()
+            await self._check_room(size)
             content = self._content
             if isinstance(content, StreamContent) and size != content.size:
                 if size:
@@ -166,6 +199,7 @@ class Draft:
                     begun = bytes(await content.read(0, content.size))
                     content = self._content = await self._shop.folder.make(begun)
                 await content.truncate(size)
+            self._refused = None
             self._changed(size)
 
     def _changed(self, size: int) -> None:
@@ -282,6 +316,9 @@ class Draft:
         self._check()
         if not self.dirty or self.unlinked:
             return
+        if self._refused is not None:
+            self._unsaved_close = True
+            raise self._refused[1]
         try:
             info = await self._store()
         except (PreconditionFailed, NoSuchBucket) as error:
@@ -294,6 +331,7 @@ class Draft:
         self.dirty = self.bare = False
         self._unsaved_close = False
         self.base_id = info.record.data_id
+        self._base_size = info.size
         node = self._node
         node.data_id = info.record.data_id
         # What the kernel has in its page cache is what it has written.
@@ -346,7 +384,7 @@ class Draft:
             content = self._content
             if isinstance(content, StreamContent):
                 content = self._content = await self._unstream(content)
-            if content is not None:
+            if content is not None and content.size:
                 path = await content.keep(self._shop.folder, node.key)
         except (EngineError, OSError) as trouble:
             self._shop.log.error("bytes not kept", key=node.key, error=str(trouble))

@@ -107,7 +107,7 @@ async def run_mount(
     check_target(options)
     view = await _view(engine, options, log)
     guard = Guard(log, options.handler_s)
-    operations = Operations(view, guard, Space(engine))
+    operations = Operations(view, guard, Space(engine, options.bucket))
     try:
         pyfuse3.init(operations, str(options.target), _fuse_options(options))
     except RuntimeError as error:

@@ -27,6 +27,7 @@ from fs.handles import Readable
 from fs.inodes import Kind, Node
 from fs.names import Mark
 from fs.reading import ReadHandle, Reading
+from fs.space import Quotas
 from fs.staging import StagingFolder
 from fs.view import Place, View
 
@@ -60,7 +61,7 @@ class WriteHandle:
         return await self._draft.write(None if self._append else offset, data)
 
     async def flush(self) -> None:
-        if self.writable and not self._draft.bare:
+        if self.writable and self._draft.told:
             await self._draft.commit()
 
     async def fsync(self) -> None:
@@ -87,9 +88,11 @@ class Writing:
         self._closing: dict[Node, trio.Event] = {}
         """Files whose draft commits with the last close, when nobody waits for it."""
         self._types = mimetypes.MimeTypes()
+        self._quotas = Quotas(view.engine)
         base_reading = _BaseReading(view)
         self._shop = Workshop(
             engine=view.engine,
+            quotas=self._quotas,
             folder=StagingFolder(folder),
             nursery=nursery,
             now_ns=time.time_ns,
@@ -227,6 +230,10 @@ class Writing:
                 node = view.file(path.bucket, place.text, path.record).node
             handle, _ = await self.open(node, flags)
             return node, handle
+        # A file that waits for its last close to be committed has its place already.
+        waiting = sum(node.bucket == place.bucket for node in view.unsaved)
+        await self._quotas.check(place.bucket, 0, 1 + waiting)
+        known = view.known_file(path.bucket.bucket_id, place.text)
         if known is not None and known.handles:
             view.table.detach(known)  # a file that is gone and still open
         node = view.table.find(Kind.FILE, place.bucket, path.bucket.bucket_id, place.text)

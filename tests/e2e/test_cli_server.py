@@ -178,6 +178,39 @@ def test_the_store_can_be_looked_after_while_it_is_served(tmp_path: Path) -> Non
         assert s3.list_objects_v2(Bucket="box")["KeyCount"] == 4
 
 
+def test_a_quota_holds_from_the_next_request_on(tmp_path: Path) -> None:
+    data = tmp_path / "store"
+    with serving(data, "--workers", "1") as server:
+        s3 = client(server)
+        s3.create_bucket(Bucket="box")
+        s3.put_object(Bucket="box", Key="old", Body=b"x" * 600)
+        shown = lode("bucket", "quota", "box", "--data", str(data))
+        assert shown.returncode == 0, shown.stderr
+        assert shown.stdout.split() == ["used", "quota", *"bytes 600 B none objects 1 none".split()]
+        words = ("bucket", "quota", "box", "--data", str(data), "--json")
+        for options, limits in (
+            (("--bytes", "1K"), (1024, None)),
+            (("--objects", "2"), (1024, 2)),
+            (("--clear", "--objects", "3"), (None, 3)),
+            (("--clear",), (None, None)),
+            (("--bytes", "1000"), (1000, None)),
+        ):
+            answer = json.loads(lode(*words, *options).stdout)
+            assert (answer["quota_bytes"], answer["quota_objects"]) == limits
+            assert (answer["bucket"], answer["bytes"], answer["objects"]) == ("box", 600, 1)
+        for body in (b"x" * 401, b"x" * 500_000):
+            with pytest.raises(ClientError) as raised:
+                s3.put_object(Bucket="box", Key="new", Body=body)
+            assert raised.value.response["Error"]["Code"] == "QuotaExceeded"
+            assert raised.value.response["ResponseMetadata"]["HTTPStatusCode"] == 403
+        s3.put_object(Bucket="box", Key="new", Body=b"x" * 400)
+        for key in ("old", "new"):
+            s3.delete_object(Bucket="box", Key=key)
+        wrong = lode("bucket", "quota", "absent", "--data", str(data))
+        assert (wrong.returncode, wrong.stdout) == (1, "")
+        assert "absent" in wrong.stderr
+
+
 def test_deleted_bytes_can_be_given_back_at_once(tmp_path: Path) -> None:
     data = tmp_path / "store"
     with serving(data, "--workers", "1") as server:
