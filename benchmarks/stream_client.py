@@ -40,7 +40,9 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     """0: as many as the time allows."""
     body_size: int = 0
     response_size: int = 0
-    """Bytes that every answer's body must have."""
+    """Bytes that every answer's body must have; -1: any."""
+    statuses: tuple[int, ...] = (200,)
+    """Answers that count."""
 
 
 class _Results:
@@ -83,7 +85,7 @@ def _exchange(
         if not count:
             raise ConnectionError("closed within a body")
         received += count
-    if status != 200 or received != job.response_size:
+    if status not in job.statuses or job.response_size not in (received, -1):
         raise ConnectionError(f"status {status}, {received} bytes: {bytes(buffer[:300])!r}")
 
 
@@ -134,7 +136,7 @@ def run_job(job: Job) -> tuple[Sample, list[str]]:
     return sample, results.failures
 
 
-def run_stream(endpoint: Endpoint, heads: list[bytes], **load: float) -> Sample:
+def run_stream(endpoint: Endpoint, heads: list[bytes], **load: float | tuple[int, ...]) -> Sample:
     """Run a ``Job`` in a process of its own; ``load`` has its further fields.
 
     Raises: BenchmarkFailed: a request failed, or it did not end in time.
