@@ -116,7 +116,6 @@ async def run_mount(
             "--allow-other, user_allow_other in /etc/fuse.conf, is needed)"
         ) from error
     try:
-        _raise_read_ahead(options.target, log)
         await _serve(view, operations, guard, stop, ready)
     finally:
         pyfuse3.close(unmount=True)
@@ -184,6 +183,9 @@ async def _run_background(
     view: View, operations: Operations, scope: trio.CancelScope, ready: Callable[[], None]
 ) -> None:
     with scope:
+        # What the kernel and the mount agree on in INIT would set it back.
+        await operations.begun.wait()
+        _raise_read_ahead(view.options.target, view.log)
         async with trio.open_nursery() as nursery:
             await nursery.start(Invalidation(view).run)
             for service in operations.services:
@@ -221,7 +223,7 @@ def _device(target: Path) -> str:
 def _raise_read_ahead(target: Path, log: structlog.typing.FilteringBoundLogger) -> None:
     """Let the kernel read ahead further than 128 KiB, which bounds what a slow node can give.
 
-    Nothing here may look at the mount itself: nobody answers yet.
+    Nothing here may look at the mount itself: nobody answers while this thread is here.
     """
     try:
         path = Path(f"/sys/class/bdi/{_device_of(target)}/read_ahead_kb")

@@ -93,6 +93,8 @@ class Operations(pyfuse3.Operations):
         self._namespace: Namespace | None = None
         self._xattrs: ExtendedAttributes | None = None
         self._open_directories: Handles[DirectoryHandle] = Handles()
+        self.begun = trio.Event()
+        """The kernel has said INIT, so that it asks from now on."""
         for name in HANDLERS:
             limit_s = SLOW_S if name in SLOW_HANDLERS else None
             setattr(self, name, guard.wrapped(name, getattr(self, name), limit_s=limit_s))
@@ -100,6 +102,10 @@ class Operations(pyfuse3.Operations):
         self.forget = guard.wrapped_quiet(  # type: ignore[assignment, method-assign]
             "forget", self.forget
         )
+
+    def init(self) -> None:
+        # Its answer is written before any task runs again.
+        self.begun.set()
 
     def start_writing(self, folder: Path, nursery: trio.Nursery) -> None:
         """Call before the first request; ``folder`` and ``nursery`` are for ``Writing``."""
