@@ -25,7 +25,7 @@ help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 run: $(RUN_STAMP)  ## Serve ./data on six drive folders, 4+2; prints `ready ...`
-	@exec $(BIN)/lode serve --data ./data --drives data/drive{1..6} --profile 4+2 --dav 127.0.0.1:9001 $(ARGS)
+	@exec $(BIN)/lode serve --data ./data --drives data/drive{1..6} --profile 4+2 --dav 127.0.0.1:9001 --metrics 127.0.0.1:9002 $(ARGS)
 
 setup: $(RUN_STAMP)  ## Install what `make run` needs
 	@:

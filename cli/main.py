@@ -155,6 +155,16 @@ def serve(
             rich_help_panel=_NETWORK,
         ),
     ] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            "--metrics",
+            metavar="HOST:PORT",
+            help="Answer Prometheus's /metrics, /healthz and /readyz there. (default: not)",
+            show_default=False,
+            rich_help_panel=_NETWORK,
+        ),
+    ] = None,
     dav: Annotated[
         str | None,
         typer.Option(
@@ -271,6 +281,7 @@ def serve(
         "grace": grace,
         "s3": s3,
         "dav": dav,
+        "metrics": metrics,
         "dav-read-only": dav_read_only,
         "dav-basic": dav_basic,
         "dav-mac-files": dav_mac_files,

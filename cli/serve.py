@@ -16,6 +16,7 @@ import structlog
 import trio
 
 from cli.credentials import CredentialsSource, from_environment, load_or_create
+from cli.exporter import Exporter
 from cli.handover import DavSettings, WorkerConfig
 from cli.listen import addresses_of, listen, make_tls_context
 from cli.logs import configure_logs
@@ -38,9 +39,10 @@ class Doors(NamedTuple):
 
     s3: list[socket.socket]
     dav: list[socket.socket]
+    metrics: list[socket.socket]
 
     def close(self) -> None:
-        for bound in (*self.s3, *self.dav):
+        for bound in (*self.s3, *self.dav, *self.metrics):
             bound.close()
 
 
@@ -64,6 +66,7 @@ def run_server(
     given = from_environment(environment)
     doors = _open_doors(settings, dav_alone=dav_alone)
     board = make_board(settings.workers)
+    exporter: Exporter | None = None
     try:
         status = trio.run(_prepare, settings.store_config())
         _announce(status)
@@ -71,15 +74,20 @@ def run_server(
             source = CredentialsSource(given, "environment")
         else:
             source = load_or_create(settings.data)
+        if doors.metrics:
+            exporter = Exporter(doors.metrics, lambda: supervisor.missing())
         supervisor = Supervisor(
             WORKER_COMMAND,
             _worker_configs(
                 settings, doors, source, board=board, owner_id=_owner_id(status.store_id)
             ),
             ready=lambda: _print_ready(settings, doors, source),
+            environment=exporter.environment if exporter is not None else None,
         )
-        trio.run(supervisor.run)
+        trio.run(supervisor.run, exporter.run if exporter is not None else None)
     finally:
+        if exporter is not None:
+            exporter.close()
         doors.close()
         os.close(board)
     log.info("stopped")
@@ -87,14 +95,18 @@ def run_server(
 
 def _open_doors(settings: Settings, *, dav_alone: bool) -> Doors:
     """Return the sockets of what is to be served. Raises ConfigError; then none stays open."""
-    s3 = [] if dav_alone else listen(settings.s3)
-    if settings.dav is None:
-        return Doors(s3, [])
+    doors = Doors([], [], [])
     try:
-        return Doors(s3, listen(settings.dav, "--listen" if dav_alone else "--dav"))
+        if not dav_alone:
+            doors.s3.extend(listen(settings.s3))
+        if settings.dav is not None:
+            doors.dav.extend(listen(settings.dav, "--listen" if dav_alone else "--dav"))
+        if settings.metrics is not None:
+            doors.metrics.extend(listen(settings.metrics, "--metrics"))
     except BaseException:
-        Doors(s3, []).close()
+        doors.close()
         raise
+    return doors
 
 
 async def _prepare(config: StoreConfig) -> StoreStatus:
@@ -177,6 +189,7 @@ def _print_ready(settings: Settings, doors: Doors, source: CredentialsSource) ->
     scheme = "http" if settings.tls_cert is None else "https"
     words = [f"s3={scheme}://{address}" for address in addresses_of(doors.s3)]
     words += [f"dav={scheme}://{address}" for address in addresses_of(doors.dav)]
+    words += [f"metrics=http://{address}" for address in addresses_of(doors.metrics)]
     if settings.mount is not None:
         words.append(f"mount={shlex.quote(str(settings.mount))}")
     words.append(f"credentials={shlex.quote(source.where)}")

@@ -34,6 +34,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     drives: tuple[Path, ...] = ()
     profile: Profile | None = None
     s3: Address = Address("127.0.0.1", 9000)
+    metrics: Address | None = None
+    """Where /metrics, /healthz and /readyz are answered; None: nowhere."""
     dav: Address | None = None
     """Where WebDAV listens; None: nowhere."""
     dav_read_only: bool = False
@@ -150,7 +152,7 @@ def _convert(name: str, value: Value, where: str, folder: Path) -> object:
                 return tuple(_domain(item) for item in _texts(value))
             case "profile":
                 return Profile.parse(_text(value))
-            case "s3" | "dav":
+            case "s3" | "dav" | "metrics":
                 return Address.parse(_text(value))
             case "dav-mac-files":
                 return _choice(_text(value).lower(), MAC_FILES)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -61,6 +61,7 @@ class Supervisor:
     Args:
         configs: their ``sockets`` must be open in this process; workers inherit them.
         ready: called once, when every worker accepts requests.
+        environment: variables that the workers get beside the supervisor's own.
     """
 
     def __init__(
@@ -70,7 +71,10 @@ class Supervisor:
         *,
         ready: Callable[[], None],
         patience: Patience = DEFAULT_PATIENCE,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
+        self._environment = dict(environment or {})
+        self._serving: set[int] = set()
         self._command = list(command)
         self._configs = list(configs)
         self._ready = ready
@@ -80,8 +84,17 @@ class Supervisor:
         self._stop = trio.Event()
         self._failure: ConfigError | WorkersFailed | None = None
 
-    async def run(self) -> None:
+    def missing(self) -> list[str]:
+        """Return what does not serve now, to be shown to people; all of it while stopping."""
+        if self._stop.is_set():
+            return ["the server is stopping"]
+        numbers = [config.number for config in self._configs]
+        return [f"worker {number}" for number in numbers if number not in self._serving]
+
+    async def run(self, beside: Callable[[], Awaitable[None]] | None = None) -> None:
         """Serve until SIGTERM or SIGINT.
+
+        ``beside`` runs along with the workers, and is cancelled when they have ended.
 
         The first signal lets running requests end, within the time limit; a second signal, or
         the limit, kills the workers. No worker is left on return, nor on any exception.
@@ -94,6 +107,8 @@ class Supervisor:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._obey, signals)
                 nursery.start_soon(self._limit_stop)
+                if beside is not None:
+                    nursery.start_soon(beside)
                 async with trio.open_nursery() as workers:
                     for config in self._configs:
                         workers.start_soon(self._keep_running, config)
@@ -183,6 +198,7 @@ class Supervisor:
             report = await self._exchange(process, config)
             ready_at = trio.current_time()
             if report is not None and report.ready:
+                self._serving.add(config.number)
                 if first:
                     self._waiting -= 1
                     if self._waiting == 0 and not self._stop.is_set():
@@ -196,6 +212,7 @@ class Supervisor:
             return report, status, trio.current_time() - ready_at
         finally:
             self._processes.discard(process)
+            self._serving.discard(config.number)
             with trio.move_on_after(self._patience.kill_s, shield=True):
                 await _put_away(process)
 
@@ -210,7 +227,7 @@ class Supervisor:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             pass_fds=[*config.sockets, config.board],
-            env=environment,
+            env=environment | self._environment,
         )
         self._processes.add(process)
         if self._stop.is_set():

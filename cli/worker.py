@@ -29,11 +29,13 @@ from cli.logs import configure_logs
 from cli.outcome import innermost, one_line
 from cli.stopping import stop_on_signal
 from engine import open_engine
-from engine.errors import ConfigError
+from engine.engine import Engine
+from engine.errors import ConfigError, EngineError
 from engine.http.crowd import Crowd
 from engine.http.limits import Limits
 from engine.http.server import serve
 from engine.ids import Clock
+from engine.metrics import Metrics, StoreGauges, exporting
 from s3.app import S3Config, make_handler
 from s3.auth.credentials import Credential, RootCredential
 
@@ -41,6 +43,7 @@ log = structlog.get_logger()
 
 CONFIG_SIZE_MAX = 1 << 20
 OWNER_NAME = "root"
+OBSERVE_EVERY_S = 15.0
 GENTLE_S = 45.0
 """Longer than a mount needs to commit what is pending."""
 
@@ -89,11 +92,13 @@ async def _serve(config: WorkerConfig, reports: int) -> None:
     shutdown = trio.Event()
     async with open_engine(config.store) as engine, trio.open_nursery() as nursery:
         await nursery.start(stop_on_signal, shutdown)
-        handler = make_handler(
-            engine,
-            _s3_config(config),
-            log=log,
-        )
+        meter = None
+        if exporting():
+            metrics = Metrics()
+            meter = metrics.requests("s3")
+            if config.number == 1:
+                nursery.start_soon(_observe, engine, metrics.store)
+        handler = make_handler(engine, _s3_config(config), log=log, observer=meter)
         async with trio.open_nursery() as serving:
             await serving.start(
                 partial(
@@ -109,6 +114,16 @@ async def _serve(config: WorkerConfig, reports: int) -> None:
             )
             _tell_ready(reports)
         nursery.cancel_scope.cancel()
+
+
+async def _observe(engine: Engine, gauges: StoreGauges) -> None:
+    """Look at the store now and then, for those who watch it; until cancelled."""
+    while True:
+        try:
+            gauges.show(await engine.status(), time.time())
+        except EngineError as error:
+            log.warning("store not observed", error=str(error))
+        await trio.sleep(OBSERVE_EVERY_S)
 
 
 def _tell_ready(reports: int) -> None:

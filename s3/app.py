@@ -120,6 +120,8 @@ class _Frontend:
         )
         if self._observer is not None:
             self._observer.answered(name, response.status, code, seconds)
+            sent = len(response.body) if isinstance(response.body, bytes) else response.length
+            self._observer.moved(http.body.length or 0, 0 if http.method == "HEAD" else sent or 0)
         return response
 
     def _route(self, request: S3Request) -> Route:

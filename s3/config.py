@@ -39,6 +39,9 @@ class Observer(Protocol):
     def answered(self, operation: str, status: int, code: str, seconds: float) -> None:
         """``code`` is S3's error code or empty; ``seconds`` until the response's head."""
 
+    def moved(self, received: int, sent: int) -> None:
+        """Told of the bodies' sizes, as announced."""
+
 
 @dataclass(frozen=True, slots=True)
 class Api:

@@ -31,6 +31,7 @@ class Server:
         words = dict(word.split("=", 1) for word in shlex.split(ready)[1:])
         self.url = words.get("s3", "")
         self.dav_url = words.get("dav", "")
+        self.metrics_url = words.get("metrics", "")
         self.credentials_path = words["credentials"]
         self._log_path = log_path
 

@@ -55,6 +55,10 @@ class Recorder:
         assert seconds >= 0
         self.told.append((operation, status, code))
 
+    def moved(self, received: int, sent: int) -> None:
+        assert received >= 0
+        assert sent >= 0
+
 
 def request(method: str, broken: str = "disconnected") -> Request:
     headers, _ = sign_request(
