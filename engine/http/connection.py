@@ -16,7 +16,15 @@ from structlog.typing import FilteringBoundLogger
 from engine.http.body import CONTINUE, ChunkedBody, Inbox, LengthBody, NoBody, WireBody
 from engine.http.head import BadHead, Head, locate_head, parse_head
 from engine.http.limits import Limits
-from engine.http.message import BodyBroken, Buffer, Handler, Request, Response, ResponseStream
+from engine.http.message import (
+    BodyBroken,
+    Buffer,
+    ConnectionNote,
+    Handler,
+    Request,
+    Response,
+    ResponseStream,
+)
 from engine.http.response import DateHeader, encode_head, has_no_body, plain_response
 from engine.http.transport import (
     READ,
@@ -67,6 +75,7 @@ class Connection:
         "_inbox",
         "_limits",
         "_mark",
+        "_note",
         "_phase",
         "_requests",
         "_stalled_s",
@@ -81,6 +90,7 @@ class Connection:
         self._around = around
         self._limits = around.limits
         self._inbox = Inbox(transport)
+        self._note = ConnectionNote()
         self._phase = _OPENING
         self._requests = 0
         self._mark = (-1, 0, 0)
@@ -191,6 +201,7 @@ class Connection:
                 body,
                 transport.peer,
                 transport.secure,
+                self._note,
             )
         )
         keep = head.keep_alive and not response.close and not self._around.draining

@@ -42,6 +42,18 @@ class ResponseStream(Protocol):
     async def aclose(self) -> None: ...
 
 
+class ConnectionNote:
+    """What a handler wants to remember from one request of a connection to the next.
+
+    ``value`` is the handler's alone; requests of one connection come one after another.
+    """
+
+    __slots__ = ("value",)
+
+    def __init__(self) -> None:
+        self.value: object = None
+
+
 @dataclass(slots=True)
 class Request:
     method: str
@@ -57,6 +69,8 @@ class Request:
     """Address of the client, for logs."""
     secure: bool
     """Came over TLS."""
+    note: ConnectionNote = field(default_factory=ConnectionNote)
+    """The same object for all requests of a connection."""
 
     def header(self, name: bytes) -> bytes | None:
         """Return the first value of the (lower-case) header, or None."""

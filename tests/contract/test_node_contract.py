@@ -1,4 +1,4 @@
-"""What every ``Node`` keeps to: run over a drive and over its memory twin."""
+"""What every ``Node`` keeps to: run over a drive, its memory twin, and a drive behind a socket."""
 
 from __future__ import annotations
 
@@ -13,13 +13,21 @@ from engine.node.contract import FragmentDamaged, FragmentMissing, Node, NodeDow
 from engine.node.local import LocalNode
 from engine.node.memory import MemoryNode
 from tests.support.drives import content, fragment, new_drive
+from tests.support.members import serving_member
 
 MIB = 1 << 20
 
 
-@pytest.fixture(params=["local", "memory"])
+@pytest.fixture(params=["local", "memory", "remote"])
 async def node(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Node]:
     opened: Node
+    if request.param == "remote":
+        async with serving_member(tmp_path / "member") as member:
+            opened = member.node()
+            yield opened
+            await opened.aclose()
+        assert member.log.troubles == []
+        return
     if request.param == "local":
         drive = new_drive(tmp_path / "drive", volume_size=4 * MIB)
         opened = LocalNode(drive, limiter=trio.CapacityLimiter(4))
