@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import socket
 import ssl
 from collections.abc import Callable
@@ -65,4 +66,14 @@ def _dav_config(config: WorkerConfig, settings: DavSettings) -> DavConfig:
         basic_without_tls=settings.basic,
         mac_files=MacFiles(settings.mac_files),
         infinite_depth=settings.infinite_depth,
+        nonce_key=_nonce_key(config.credentials.secret_key, config.owner_id),
     )
+
+
+def _nonce_key(secret: str, owner_id: str) -> bytes:
+    """Return the key of Digest nonces, which everybody may look at.
+
+    With the owner's id in it, which comes from the store's random one, a nonce is no way to try
+    out secrets for those who never logged in.
+    """
+    return hmac.digest(secret.encode(), f"lodestore digest nonces {owner_id}".encode(), "sha256")

@@ -43,6 +43,8 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     tls_key: Path | None
     log_level: str
     log_json: bool
+    metrics: bool = False
+    """Somebody adds up what this process counts (``cli.exporter``)."""
     dav: DavSettings | None = None
     """None: this process serves S3."""
     mount: MountOptions | None = None

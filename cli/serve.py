@@ -159,6 +159,7 @@ def _worker_configs(
             tls_key=settings.tls_key,
             log_level=settings.log_level,
             log_json=settings.log_json,
+            metrics=settings.metrics is not None,
         )
 
     configs = []

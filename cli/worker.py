@@ -35,7 +35,7 @@ from engine.http.crowd import Crowd
 from engine.http.limits import Limits
 from engine.http.server import serve
 from engine.ids import Clock
-from engine.metrics import Metrics, StoreGauges, exporting
+from engine.metrics import Metrics, StoreGauges
 from s3.app import S3Config, make_handler
 from s3.auth.credentials import Credential, RootCredential
 
@@ -93,7 +93,7 @@ async def _serve(config: WorkerConfig, reports: int) -> None:
     async with open_engine(config.store) as engine, trio.open_nursery() as nursery:
         await nursery.start(stop_on_signal, shutdown)
         meter = None
-        if exporting():
+        if config.metrics:
             metrics = Metrics()
             meter = metrics.requests("s3")
             if config.number == 1:

@@ -10,8 +10,6 @@ Names: https://prometheus.io/docs/practices/naming/.
 
 from __future__ import annotations
 
-import os
-
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from engine.types import StoreStatus
@@ -20,11 +18,6 @@ FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 """Read by prometheus-client when it is imported."""
 
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-
-
-def exporting() -> bool:
-    """Return whether somebody adds this process's figures up."""
-    return FOLDER_VARIABLE in os.environ
 
 
 class RequestMeter:
