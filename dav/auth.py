@@ -3,10 +3,13 @@
 In place of wsgidav's authenticator, which accepts any nonce that a client makes up, and any
 number of times.
 
-A nonce says when it was made and is signed with a key of this process. A nonce count is accepted
-once, in any order within a window, because clients send requests over several connections; what
-came before, or does not fit, is answered with ``stale=true``, which costs a client that knows the
-secret one more request and nobody else anything.
+A nonce says when it was made and is signed with a key that all processes of a store share, so
+it is good at every one of them and after a restart. A nonce count is accepted once by a process,
+in any order within a window, because clients send requests over several connections; what came
+before, does not fit or is too old is answered with ``stale=true``, which costs a client that
+knows the secret one more request and nobody else anything. Counts are not shared: who overhears
+a request without TLS can send it once more to each other process while its nonce is young. Sharing
+them would be a commit for every request, to protect what only TLS protects: bodies are not signed.
 
 Basic sends the secret itself, so it is refused where others could read it: without TLS, unless
 the client is on this machine.
@@ -38,6 +41,8 @@ from dav.errors import DavError
 log = structlog.get_logger()
 
 NONCE_S = 3600
+SKEW_S = 60
+"""So much may the clocks of two machines differ."""
 NONCES_MAX = 4096
 """Nonces in use whose counts are remembered; only who knows a secret makes one be."""
 WINDOW = 256
@@ -56,7 +61,7 @@ class Authenticator(BaseMiddleware):
     def __init__(self, wsgidav_app: Any, next_app: Any, config: dict[str, Any]) -> None:
         super().__init__(wsgidav_app, next_app, config)
         self._config: DavConfig = config["lode"]
-        self._nonces = Nonces(os.urandom(32), time.time)
+        self._nonces = Nonces(self._config.nonce_key, time.time)
 
     def __call__(
         self, environ: dict[str, Any], start_response: Callable[..., Any]
@@ -185,7 +190,10 @@ def same_target(uri: str, target: str) -> bool:
 
 
 class Nonces:
-    """Makes nonces and says whether one may be used with a count. Any thread."""
+    """Makes nonces and says whether one may be used with a count. Any thread.
+
+    All that share ``key`` take each other's nonces.
+    """
 
     def __init__(self, key: bytes, clock: Callable[[], float]) -> None:
         self._key = key
@@ -207,7 +215,7 @@ class Nonces:
         made = raw[:12]
         if not hmac.compare_digest(raw[12:], self._sign(made)):
             return False
-        if not 0 <= self._clock() - int.from_bytes(made[:6], "big") <= NONCE_S:
+        if not -SKEW_S <= self._clock() - int.from_bytes(made[:6], "big") <= NONCE_S:
             return False
         with self._lock:
             counts = self._used.pop(nonce, None) or _Counts()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -56,4 +57,6 @@ class DavConfig:
     infinite_depth: bool = False
     """Answer PROPFIND with Depth infinity."""
     realm: str = "Lodestore"
+    nonce_key: bytes = field(default_factory=lambda: os.urandom(32))
+    """Signs Digest nonces; the same in all processes that serve a store."""
     limits: DavLimits = field(default_factory=DavLimits)

@@ -8,6 +8,7 @@ import pytest
 
 from dav.auth import (
     NONCE_S,
+    SKEW_S,
     WINDOW,
     Nonces,
     digest_response,
@@ -113,6 +114,37 @@ def test_a_nonce_is_ours_and_young() -> None:
     assert nonces.use(nonce, "1")
     now += NONCE_S + 1
     assert not nonces.use(nonce, "2")
+
+
+def test_processes_with_one_key_take_each_others_nonces() -> None:
+    now = 1000.0
+    one, other = Nonces(b"key", lambda: now), Nonces(b"key", lambda: now - SKEW_S)
+    nonce = one.make()
+    assert one.use(nonce, "1")
+    assert other.use(nonce, "2")
+    assert not other.use(nonce, "2")
+    assert one.use(nonce, "3")
+    now += NONCE_S + 1
+    assert not one.use(nonce, "4")
+    later = one.make()
+    now -= SKEW_S + 2
+    assert not one.use(later, "1"), "made in the future"
+
+
+async def test_a_digest_is_good_at_every_server_of_a_store(tmp_path: Path) -> None:
+    async with (
+        engine_in(tmp_path) as engine,
+        dav_door(engine, nonce_key=b"k") as first,
+        dav_door(engine, nonce_key=b"k") as second,
+        dav_door(engine, nonce_key=b"other") as stranger,
+    ):
+        asked = await ask(first)
+        for number, door in enumerate((first, second, first, second), 1):
+            login = digest(asked, "GET", "/", count=number)
+            assert (await door.call("GET", "/", login=login)).status == 200
+        refused = await stranger.call("GET", "/", login=digest(asked, "GET", "/", count=9))
+        assert refused.status == 401
+        assert challenge(refused)["stale"] == "true"
 
 
 async def test_basic_and_digest_let_in(tmp_path: Path) -> None:
