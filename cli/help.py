@@ -45,6 +45,19 @@ DAV = "\n\n".join(
     )
 )
 
+NODE = "\n\n".join(
+    (
+        "Serve this machine's drives to the gateways of a cluster: one daemon per machine.",
+        "    lode node --data /var/lib/lode-node --drives /mnt/d1 /mnt/d2 --listen :9100 --zone a",
+        "Once it accepts requests, one line is printed on standard output:",
+        "    ready node=http://0.0.0.0:9100 secret=/var/lib/lode-node/cluster.key",
+        "It keeps nothing until a gateway has taken it in. Only then is a drive that is empty "
+        "formatted. Anybody may ask it for /v1/health and /metrics; everything else "
+        "takes the cluster's secret, which all its parts share: copy the file.",
+        "SIGTERM lets running requests end (30 s at most); a second one stops at once.",
+    )
+)
+
 MOUNT = "\n\n".join(
     (
         "Mount a bucket, what is below a prefix of it, or with [bold]/[/bold] every bucket.",

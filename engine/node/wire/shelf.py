@@ -114,8 +114,8 @@ class Slot:
         self.space: Space | None = None
         """As of the last look, like ``volumes``."""
         self.volumes = 0
-        self.looked = trio.current_time()
-        """When a look last ended."""
+        self.looked = float("inf")
+        """When a look last ended, once it is open."""
         self.users = 0
         self.idle = trio.Event()
         self._limiter = trio.CapacityLimiter(config.threads)
