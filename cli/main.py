@@ -5,6 +5,7 @@ Each command imports what it needs when it runs, so that ``lode version`` and ``
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from cli import help
 from cli.arguments import normalize, parse_duration
 from cli.bucket_command import bucket_app
 from cli.mount_command import mount_command
+from cli.node_command import node_app
 from cli.outcome import FAILED, USAGE, WorkersFailed, innermost, one_line
 from cli.version import VERSION
 from engine.errors import ConfigError, EngineError
@@ -352,6 +354,7 @@ def dav(
 
 
 app.command("mount", help=help.MOUNT, rich_help_panel="Run")(mount_command)
+app.add_typer(node_app, name="node", help=help.NODE, rich_help_panel="Run")
 app.add_typer(bucket_app, name="bucket", help=help.BUCKET, rich_help_panel="Look after")
 
 
@@ -415,7 +418,13 @@ def version() -> None:
 
 def main() -> NoReturn:
     """Run the command line of this process and exit with its status."""
-    sys.exit(run(sys.argv[1:]))
+    status = run(sys.argv[1:])
+    # Not sys.exit: a thread that is stuck in a dying drive must not keep the process from ending.
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+    with contextlib.suppress(OSError):
+        sys.stderr.flush()
+    os._exit(status)
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import stat
 import subprocess
 import time
@@ -24,13 +23,13 @@ import trio
 from engine.engine import Engine
 from engine.errors import ConfigError, NoSuchBucket
 from fs.invalidation import Invalidation
+from fs.kernel import abort, device_of, raise_read_ahead, read_without_blocking
 from fs.operations import Operations
 from fs.options import MountOptions
 from fs.space import Space
 from fs.view import View
 from fs.wrap import Guard
 
-READ_AHEAD_KB = 4096
 TASKS_MAX = 128
 """Requests of the kernel that are worked on at once."""
 
@@ -116,6 +115,7 @@ async def run_mount(
             "--allow-other, user_allow_other in /etc/fuse.conf, is needed)"
         ) from error
     try:
+        read_without_blocking()
         await _serve(view, operations, guard, stop, ready)
     finally:
         pyfuse3.close(unmount=True)
@@ -141,22 +141,39 @@ async def _serve(
     stop: trio.Event,
     ready: Callable[[], None],
 ) -> None:
+    device = device_of(view.options.target)
     async with trio.open_nursery() as nursery:
         operations.start_writing(_staging_folder(view), nursery)
         # In nurseries of their own, to be ended one after the other.
         async with trio.open_nursery() as serving:
             serving.start_soon(_serve_kernel, stop)
-            background = trio.CancelScope()
-            serving.start_soon(_run_background, view, operations, background, ready)
+            background = Background(view, operations, ready)
+            serving.start_soon(background.run)
             await stop.wait()
-            # While requests are still answered: its thread may be waiting for one.
-            background.cancel()
-            with trio.move_on_after(STOP_S):
+            with trio.move_on_after(STOP_S) as patience:
+                # While requests are still answered: its thread may be waiting for one.
+                await background.stop()
                 await guard.idle()
+            if patience.cancelled_caught:
+                view.log.warning(
+                    "stopping although requests still run", limit_s=STOP_S, running=guard.running
+                )
             pyfuse3.terminate()
-        with trio.move_on_after(STOP_S, shield=True):
+            if not background.ended.is_set():
+                _set_free(view, device)
+        with trio.move_on_after(STOP_S, shield=True) as patience:
             await operations.aclose()
+        if patience.cancelled_caught:
+            view.log.error("files were still being committed when time was over", limit_s=STOP_S)
         nursery.cancel_scope.cancel()
+
+
+def _set_free(view: View, device: str) -> None:
+    """A thread waits in the kernel for a request that nobody answers any more."""
+    try:
+        abort(device)
+    except OSError as error:
+        view.log.warning("connection to the kernel not aborted", error=error.strerror)
 
 
 def _staging_folder(view: View) -> Path:
@@ -179,18 +196,34 @@ async def _serve_kernel(stop: trio.Event) -> None:
         stop.set()
 
 
-async def _run_background(
-    view: View, operations: Operations, scope: trio.CancelScope, ready: Callable[[], None]
-) -> None:
-    with scope:
-        # What the kernel and the mount agree on in INIT would set it back.
-        await operations.begun.wait()
-        _raise_read_ahead(view.options.target, view.log)
-        async with trio.open_nursery() as nursery:
-            await nursery.start(Invalidation(view).run)
-            for service in operations.services:
-                nursery.start_soon(service)
-            ready()
+class Background:
+    """What runs beside the handlers, until it is stopped."""
+
+    def __init__(self, view: View, operations: Operations, ready: Callable[[], None]) -> None:
+        self._view = view
+        self._operations = operations
+        self._ready = ready
+        self._scope = trio.CancelScope()
+        self.ended = trio.Event()
+
+    async def run(self) -> None:
+        try:
+            with self._scope:
+                # What the kernel and the mount agree on in INIT would set it back.
+                await self._operations.begun.wait()
+                raise_read_ahead(self._view.options.target, self._view.log)
+                async with trio.open_nursery() as nursery:
+                    await nursery.start(Invalidation(self._view).run)
+                    for service in self._operations.services:
+                        nursery.start_soon(service)
+                    self._ready()
+        finally:
+            self.ended.set()
+
+    async def stop(self) -> None:
+        """Return once it has ended."""
+        self._scope.cancel()
+        await self.ended.wait()
 
 
 def _fuse_options(options: MountOptions) -> set[str]:
@@ -204,43 +237,3 @@ def _fuse_options(options: MountOptions) -> set[str]:
     if not options.writable:
         wanted.add("ro")
     return {option.encode("ascii", "replace").decode() for option in wanted}
-
-
-def _device(target: Path) -> str:
-    """Return MAJOR:MINOR of what was mounted last at the target.
-
-    Not by ``stat``: nobody answers the kernel yet.
-    """
-    found = ""
-    for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines():
-        fields = line.split()
-        place = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), fields[4])
-        if place == str(target):
-            found = fields[2]
-    return found
-
-
-def _raise_read_ahead(target: Path, log: structlog.typing.FilteringBoundLogger) -> None:
-    """Let the kernel read ahead further than 128 KiB, which bounds what a slow node can give.
-
-    Nothing here may look at the mount itself: nobody answers while this thread is here.
-    """
-    try:
-        path = Path(f"/sys/class/bdi/{_device_of(target)}/read_ahead_kb")
-        path.write_text(f"{READ_AHEAD_KB}\n", encoding="ascii")
-    except OSError as error:
-        log.info("kernel read-ahead stays as it is", error=error.strerror)
-
-
-def _device_of(target: Path) -> str:
-    """Return the mount's device as ``major:minor``.
-
-    Source: proc_pid_mountinfo(5): fields 3 and 5; the latest mount on a point comes last.
-    """
-    point = os.path.realpath(target.parent) + "/" + target.name
-    escaped = point.replace("\\", "\\134").replace(" ", "\\040").replace("\t", "\\011")
-    for line in reversed(Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines()):
-        fields = line.split(" ")
-        if fields[4] == escaped.replace("\n", "\\012"):
-            return fields[2]
-    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(target))

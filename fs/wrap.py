@@ -30,7 +30,13 @@ class Guard:
         self.counts: dict[str, int] = {}
         self.errors: dict[tuple[str, int], int] = {}
         self._running = 0
+        self._running_by_name: dict[str, int] = {}
         self._idle = trio.Event()
+
+    @property
+    def running(self) -> dict[str, int]:
+        """Requests that are being worked on, by handler."""
+        return {name: count for name, count in self._running_by_name.items() if count}
 
     async def idle(self) -> None:
         """Return when no request is being worked on."""
@@ -43,13 +49,14 @@ class Guard:
     ) -> Callable[P, Awaitable[T]]:
         """Return ``handler`` with everything around it. ``limit_s``: of this one, not the usual."""
         limit = self._limit_s if limit_s is None else limit_s
-        counts = self.counts
-        counts[name] = 0
+        counts, running = self.counts, self._running_by_name
+        counts[name] = running[name] = 0
 
         @wraps(handler)
         async def guarded(*args: P.args, **kwargs: P.kwargs) -> T:
             counts[name] += 1
             self._running += 1
+            running[name] += 1
             try:
                 with trio.fail_after(limit):
                     return await handler(*args, **kwargs)
@@ -59,6 +66,7 @@ class Guard:
                 number = self._errno(name, error)
             finally:
                 self._running -= 1
+                running[name] -= 1
                 if not self._running:
                     self._idle.set()
             key = (name, number)

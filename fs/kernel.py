@@ -1,0 +1,97 @@
+"""The connection to the kernel: what pyfuse3 does not do about it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pyfuse3
+import structlog
+
+READ_AHEAD_KB = 4096
+CONNECTIONS = Path("/sys/fs/fuse/connections")
+
+
+def device_of(target: Path) -> str:
+    """Return the mount's device as ``major:minor``; asks nothing of the mount itself.
+
+    Raises: FileNotFoundError: nothing is mounted there.
+    Source: proc_pid_mountinfo(5): fields 3 and 5; the latest mount on a point comes last.
+    """
+    point = os.path.realpath(target.parent) + "/" + target.name
+    escaped = point.replace("\\", "\\134").replace(" ", "\\040").replace("\t", "\\011")
+    for line in reversed(Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines()):
+        fields = line.split(" ")
+        if fields[4] == escaped.replace("\n", "\\012"):
+            return fields[2]
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(target))
+
+
+def raise_read_ahead(target: Path, log: structlog.typing.FilteringBoundLogger) -> None:
+    """Let the kernel read ahead further than 128 KiB, which bounds what a slow node can give.
+
+    Nothing here may look at the mount itself: nobody answers while this thread is here.
+    """
+    try:
+        path = Path(f"/sys/class/bdi/{device_of(target)}/read_ahead_kb")
+        path.write_text(f"{READ_AHEAD_KB}\n", encoding="ascii")
+    except OSError as error:
+        log.info("kernel read-ahead stays as it is", error=error.strerror)
+
+
+def abort(device: str) -> None:
+    """Let every request of the kernel, running or to come, fail: whoever waits is set free.
+
+    Raises: OSError: not permitted, or there is no such file system.
+    Source: Documentation/filesystems/fuse.rst, "Aborting a filesystem connection".
+    """
+    (CONNECTIONS / device.rpartition(":")[2] / "abort").write_text("1\n", encoding="ascii")
+
+
+def surely_readable(
+    wait: Callable[[], Awaitable[bool]], descriptor: int
+) -> Callable[[], Awaitable[bool]]:
+    """Return ``wait`` so that it says True only while there is something to read.
+
+    A request that the kernel has announced vanishes when its caller is interrupted, and the
+    announcement of an interrupt when the request is answered first; both happen between the
+    announcement and the read. Then the read, which blocks, would stop this whole process until
+    the kernel's next request.
+    """
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+
+    async def wait_surely() -> bool:
+        while await wait():
+            if poll.poll(0):
+                return True
+        return False
+
+    return wait_surely
+
+
+def read_without_blocking() -> None:
+    """Call between ``pyfuse3.init`` and ``pyfuse3.main``.
+
+    pyfuse3 looks its function up by name each time. Should a later version not have it, the
+    mount does without: it is slower to react then, not wrong.
+    """
+    wait = getattr(pyfuse3, "_wait_fuse_readable", None)
+    descriptor = _descriptor()
+    if wait is not None and descriptor is not None:
+        pyfuse3._wait_fuse_readable = surely_readable(wait, descriptor)  # type: ignore[attr-defined]
+
+
+def _descriptor() -> int | None:
+    """Return the descriptor of the connection; the latest, as one process has one mount."""
+    found = None
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            if os.readlink(f"/proc/self/fd/{name}") == "/dev/fuse":
+                found = int(name)
+        except OSError:
+            continue
+    return found

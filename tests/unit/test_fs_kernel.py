@@ -1,0 +1,50 @@
+"""What is added to pyfuse3's way of listening to the kernel."""
+
+from __future__ import annotations
+
+import os
+
+import pyfuse3
+
+from fs.kernel import read_without_blocking, surely_readable
+
+
+async def test_an_announcement_with_nothing_behind_it_is_waited_out() -> None:
+    """A read after it would block the process: what was announced is gone."""
+    receive, send = os.pipe()
+    announced = 0
+
+    async def wait() -> bool:
+        nonlocal announced
+        announced += 1
+        if announced == 3:
+            os.write(send, b"x")
+        return True
+
+    try:
+        assert await surely_readable(wait, receive)()
+        assert announced == 3
+        assert await surely_readable(wait, receive)()
+        assert announced == 4
+    finally:
+        os.close(receive)
+        os.close(send)
+
+
+async def test_the_end_is_the_end_whatever_there_is_to_read() -> None:
+    receive, send = os.pipe()
+    os.write(send, b"x")
+
+    async def wait() -> bool:
+        return False
+
+    try:
+        assert not await surely_readable(wait, receive)()
+    finally:
+        os.close(receive)
+        os.close(send)
+
+
+def test_pyfuse3_still_has_the_function_that_is_replaced() -> None:
+    assert callable(pyfuse3._wait_fuse_readable)  # type: ignore[attr-defined]
+    read_without_blocking()  # nothing is mounted by this process: nothing happens
