@@ -46,6 +46,15 @@ class Profile(msgspec.Struct, frozen=True):
         return cls(1, min(drives, 2) - 1)
 
 
+class MemberTls(msgspec.Struct, frozen=True, kw_only=True):
+    """What a gateway shows to members, and what it accepts from them: mutual TLS. PEM files."""
+
+    ca: Path
+    """Who signs the members' certificates."""
+    cert: Path
+    key: Path
+
+
 class StoreConfig(msgspec.Struct, frozen=True, kw_only=True):
     """One store, as one process opens it."""
 
@@ -79,3 +88,22 @@ class StoreConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The same for the drives' indexes."""
     services: bool = True
     """Run garbage collection and repair in this process."""
+    heartbeat_s: float = 2.0
+    """How often each member of a cluster is asked for its health."""
+    suspect_s: float = 6.0
+    """Without an answer for so long, a member or drive gets no new fragments."""
+    down_s: float = 30.0
+    """Without an answer for so long, it is not asked for fragments any more."""
+    lost_s: float = 900.0
+    """Down for so long, its fragments are made anew elsewhere."""
+    repair_rate: int = 0
+    """Bytes per second that repair writes at most; 0: no limit."""
+    rebalance_rate: int = 0
+    scrub_rate: int = 0
+    """Bytes per second that scrub reads at most; 0: no limit but its period."""
+    scrub_period_s: float = 14 * 24 * 3600.0
+    """Every block is read and verified once in so long; 0: never."""
+    census_period_s: float = 24 * 3600.0
+    """A census is taken at least so often, and after whatever may have changed its counts."""
+    member_tls: MemberTls | None = None
+    """Certificates for members that are spoken to over TLS; None: they are not."""

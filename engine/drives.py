@@ -21,13 +21,14 @@ import msgspec
 import structlog
 import trio
 
+from engine.cluster.membership import SECRET, ask_for, set_node
 from engine.config import StoreConfig
 from engine.data.nodes import NodePool
 from engine.errors import ConfigError
 from engine.ids import NODE_ID_SIZE, NodeId
 from engine.meta import keyspace
 from engine.meta.kv import Database, ReadTransaction, Transaction
-from engine.meta.records import FORMAT, NodeRecord, decode_node, encode
+from engine.meta.records import FORMAT, NodeRecord, decode_node
 from engine.node.compaction import compact
 from engine.node.contract import NodeError
 from engine.node.disk import Disk
@@ -63,17 +64,30 @@ async def known_nodes(db: Database) -> dict[NodeId, NodeRecord]:
     return {NodeId(key[1:]): decode_node(row) for key, row in await db.read(body)}
 
 
+async def is_cluster(db: Database) -> bool:
+    """Return whether the store has a cluster's secret, hence has or will have members."""
+
+    async def body(tr: ReadTransaction) -> bool:
+        return await tr.get(SECRET) is not None
+
+    return await db.read(body)
+
+
 async def prepare_drives(
     config: StoreConfig, db: Database, store_id: str, disk: Disk, now_ms: int
 ) -> None:
     """Format folders that are new or were replaced, and write down which node is where.
 
+    A store whose drives are its members' needs none of its own.
+
     Raises: ConfigError: a folder belongs to another store, or cannot be used.
     """
     known = await known_nodes(db)
-    folders = config.drives or tuple(folder_of(config, record) for record in known.values())
-    folders = folders or (config.data / "drive",)
-    places = {record.location: node_id for node_id, record in known.items()}
+    local = {node_id: record for node_id, record in known.items() if record.member is None}
+    folders = config.drives or tuple(folder_of(config, record) for record in local.values())
+    if not folders and not await is_cluster(db):
+        folders = (config.data / "drive",)
+    places = {record.location: node_id for node_id, record in local.items()}
     found: dict[NodeId, Path] = {}
     empty: list[Path] = []
     for folder in folders:
@@ -144,16 +158,18 @@ async def _write_node(
             format=FORMAT, drive_id=identity.drive_id, location=location, added_ms=now_ms
         )
     else:
-        record = msgspec.structs.replace(before, location=location)
+        record = msgspec.structs.replace(before, location=location, member=None)
         if before.drive_id != identity.drive_id:
             record = msgspec.structs.replace(record, drive_id=identity.drive_id, state="rebuilding")
     if record == before:
         return
 
     async def body(tr: Transaction) -> None:
-        tr.set(keyspace.node(identity.node_id), encode(record))
+        set_node(tr, identity.node_id, record)
+        if before is None:
+            ask_for(tr, ["rebalance"], now_ms)
         if record.state == "rebuilding":
-            tr.clear(keyspace.setting(f"rebuild {identity.node_id.hex()}"))
+            tr.clear(keyspace.work(f"rebuild {identity.node_id.hex()}"))
 
     await db.run(body)
 
@@ -161,7 +177,7 @@ async def _write_node(
 class Drives:
     """The drives that this process has open, as nodes of a pool.
 
-    Concurrency: opened and added by one task at a time.
+    Concurrency: ``_lock`` is held while drives are opened or closed.
     """
 
     def __init__(
@@ -179,15 +195,23 @@ class Drives:
         self._limiter = limiter
         self._open: dict[NodeId, LocalNode] = {}
         self._absent: dict[NodeId, NodeRecord] = {}
+        self._lock = trio.Lock()
 
     @property
     def open_drives(self) -> Sequence[Drive]:
         return [node.drive for node in self._open.values()]
 
     async def attach(self, nodes: dict[NodeId, NodeRecord]) -> None:
-        """Open what is there; the rest is absent."""
-        for node_id, record in nodes.items():
-            await self._attach(node_id, record)
+        """Open what is there and not open yet; the rest is absent. Close what is not among
+        ``nodes`` any more: a member has the drive now, or it was removed."""
+        async with self._lock:
+            for node_id in self._open.keys() - nodes.keys():
+                await self._open.pop(node_id).aclose()
+            for node_id in self._absent.keys() - nodes.keys():
+                del self._absent[node_id]
+            for node_id, record in nodes.items():
+                if node_id not in self._open and self._absent.get(node_id) != record:
+                    await self._attach(node_id, record)
 
     async def _attach(self, node_id: NodeId, record: NodeRecord) -> bool:
         folder = folder_of(self._config, record)
@@ -207,26 +231,27 @@ class Drives:
             if node_id not in self._absent:
                 structlog.get_logger().warning("drive absent", drive=str(folder), reason=str(error))
             self._absent[node_id] = record
-            self._pool.add_absent(node_id, domain=_domain(record))
+            self._pool.add_absent(node_id, weight=record.weight)
             return False
         node = LocalNode(drive, limiter=self._limiter)
         if node.node_id != node_id:
             await node.aclose()
             self._absent[node_id] = record
-            self._pool.add_absent(node_id, domain=_domain(record))
+            self._pool.add_absent(node_id, weight=record.weight)
             return False
         self._absent.pop(node_id, None)
         self._open[node_id] = node
-        self._pool.add(node, domain=_domain(record))
+        self._pool.add(node, weight=record.weight)
         return True
 
     async def watch(self) -> None:
         """Bring drives back whose folders return, until cancelled."""
         while True:
             await trio.sleep(LOOK_AGAIN_S)
-            for node_id, record in list(self._absent.items()):
-                if await self._attach(node_id, record):
-                    structlog.get_logger().info("drive is back", drive=record.location)
+            async with self._lock:
+                for node_id, record in list(self._absent.items()):
+                    if await self._attach(node_id, record):
+                        structlog.get_logger().info("drive is back", drive=record.location)
             for node in list(self._open.values()):
                 # Also lets go of volumes that another process has compacted away.
                 with contextlib.suppress(NodeError):
@@ -247,7 +272,3 @@ class Drives:
             self._pool.add_absent(node_id)
             await node.aclose()
         self._open.clear()
-
-
-def _domain(record: NodeRecord) -> tuple[str, ...]:
-    return (record.location,)

@@ -12,11 +12,14 @@ from functools import partial
 import structlog
 import trio
 
+from engine.cluster.heartbeat import Heartbeat
+from engine.cluster.view import ClusterView
+from engine.cluster.wire import Connect, connect_over_http
 from engine.config import Profile, StoreConfig
 from engine.data.context import Limiters, first_error
 from engine.data.nodes import NodePool
 from engine.data.store import DataStore
-from engine.drives import Drives, known_nodes, prepare_drives
+from engine.drives import Drives, is_cluster, known_nodes, prepare_drives
 from engine.engine import Engine
 from engine.errors import ConfigError
 from engine.identity import read_identity, read_or_make_identity
@@ -29,7 +32,9 @@ from engine.node.disk import Disk, RealDisk
 from engine.rename_tree import finish_all
 from engine.services.collector import collect
 from engine.services.leases import Step, run_leased
-from engine.services.repair import DamageLog, RepairService
+from engine.services.repair import DamageLog
+from engine.services.scrub import Scrub
+from engine.services.upkeep import Upkeep
 from engine.sessions import Sessions
 from engine.store import Store
 
@@ -78,7 +83,8 @@ async def _settle_profile(config: StoreConfig, db: Database) -> None:
     drives = max(len(known), len(config.drives), 1)
     stored = await _stored_profile(db)
     profile = config.profile or stored or Profile.default_for(drives)
-    if profile.width > drives:
+    # Members join one after another; until there are enough, writing says so.
+    if profile.width > drives and not await is_cluster(db):
         raise ConfigError(
             f"profile {profile} needs {profile.width} drives, there are {drives}; "
             f"give more with --drives, or --profile {Profile.default_for(drives)}"
@@ -107,12 +113,15 @@ async def open_engine(
     disk: Disk | None = None,
     clock: Clock | None = None,
     random: Random = os.urandom,
+    connect: Connect | None = None,
 ) -> AsyncIterator[Engine]:
     """Open a store that ``prepare_store`` has made; the context owns all its tasks.
 
     Several processes may have one store open. On leaving, running services end and the session
     is closed, so that nothing is left for the collector.
 
+    Args:
+        connect: how members of the cluster are reached; None: over their wire protocol.
     Raises: ConfigError.
     """
     disk, clock = disk or RealDisk(), clock or WallClock()
@@ -126,8 +135,11 @@ async def open_engine(
         )
         pool = NodePool(clock=time.monotonic)
         drives = Drives(config, identity.store_id, pool, disk, limiters.disk)
-        await drives.attach(await known_nodes(db))
         stack.push_async_callback(drives.aclose)
+        connect = connect or connect_over_http(config.member_tls)
+        view = ClusterView(db, pool, connect, drives.attach)
+        stack.push_async_callback(view.aclose)
+        await view.sync()
         profile = config.profile or await _stored_profile(db)
         if profile is None:
             raise ConfigError(f"{config.data}: the store was not made to its end; start it again")
@@ -159,17 +171,24 @@ async def open_engine(
         tasks.start_soon(sessions.run)
         tasks.start_soon(drives.watch)
         tasks.start_soon(damage.run, store)
+        upkeep = Upkeep(store)
+        tasks.start_soon(view.run, upkeep.wake)
         if config.services:
-            _start_services(store, drives, tasks)
+            _start_services(store, drives, view, upkeep, tasks)
         yield Engine(store)
 
 
-def _start_services(store: Store, drives: Drives, tasks: trio.Nursery) -> None:
-    repair = RepairService(store)
-    store.wake_repair = repair.wake
-    repair.wake()
+def _start_services(
+    store: Store, drives: Drives, view: ClusterView, upkeep: Upkeep, tasks: trio.Nursery
+) -> None:
+    store.wake_repair = upkeep.wake
+    upkeep.wake()
+    heartbeat = Heartbeat(store, view)
+    scrub = Scrub(store)
     services: list[tuple[str, Step, Step]] = [
-        ("repair", repair.work, repair.wait),
+        ("heartbeat", heartbeat.work, heartbeat.wait),
+        ("repair", upkeep.work, upkeep.wait),
+        ("scrub", scrub.work, scrub.wait),
         ("collector", partial(_collect, store), partial(trio.sleep, COLLECT_EVERY_S)),
         ("locks", partial(sweep_locks, store), partial(trio.sleep, SWEEP_LOCKS_EVERY_S)),
         ("tree renames", partial(finish_all, store), partial(trio.sleep, FINISH_RENAMES_EVERY_S)),

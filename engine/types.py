@@ -291,7 +291,8 @@ class DriveStatus(msgspec.Struct, frozen=True):
     node_id: str
     location: str
     state: str
-    """``up``, ``missing``, ``failed``, ``rebuilding`` or ``full``."""
+    """``up``, ``missing``, ``failed``, ``suspect``, ``down``, ``lost``, ``rebuilding``,
+    ``draining``, ``removed`` or ``full``."""
     total: int
     free: int
     live: int
@@ -300,6 +301,69 @@ class DriveStatus(msgspec.Struct, frozen=True):
     damaged: int
     """Damaged or missing fragments found since the store was made."""
     repaired: int
+    member: str = ""
+    """Name of the member that has the drive; empty: it is in the serving processes."""
+    weight: float = 1.0
+
+
+class MemberStatus(msgspec.Struct, frozen=True):
+    member_id: str
+    name: str
+    address: str
+    zone: str
+    rack: str
+    host: str
+    state: str
+    """``up``, ``draining``, ``drained`` or ``removed``: what its administrator wants."""
+    health: str
+    """``up``, ``suspect``, ``down`` or ``lost``: how it was seen last."""
+    since_ms: int
+    """Since when; 0: since it was added."""
+    version: str
+    drives: int
+
+
+class CensusStatus(msgspec.Struct, frozen=True):
+    """What the last census proved."""
+
+    as_of_ms: int
+    """When it ended."""
+    chunks: int
+    fragments: int
+    """That chunks should have."""
+    whole: int
+    missing: int
+    """Not on their node, too short, or on a node that is lost or was given up."""
+    unasked: int
+    """On nodes that did not answer: they may be there."""
+    chunks_at_risk: int
+    """One more lost fragment, and bytes are lost; counted from the whole ones."""
+    chunks_unreadable: int
+    """Fewer whole fragments than it takes to read."""
+    chunks_sharing: int
+    """Two fragments share a failure domain though there are enough of them."""
+    orphans: int
+    """Fragments found without an owner; they wait for deletion."""
+
+
+class WorkStatus(msgspec.Struct, frozen=True):
+    """One piece of long work: repair, rebuild, rebalance, census or scrub."""
+
+    name: str
+    title: str
+    running: bool
+    """False: it was interrupted and waits to go on."""
+    done: int
+    """Chunks."""
+    total: int
+    bytes: int
+    """Written or, by a scrub, read."""
+    bytes_per_s: float
+    seconds_left: float | None
+    """At the rate so far; None: nobody knows."""
+    left: int
+    """Things that could not be done this time."""
+    started_ms: int
 
 
 class StoreStatus(msgspec.Struct, frozen=True):
@@ -313,6 +377,14 @@ class StoreStatus(msgspec.Struct, frozen=True):
     """Chunks that wait for repair."""
     garbage_queue: int
     """Versions and parts whose bytes wait for garbage collection."""
+    members: list[MemberStatus] = []
+    domains: int = 0
+    """Failure domains that new fragments are spread over."""
+    census: CensusStatus | None = None
+    """None: none was taken yet."""
+    work: list[WorkStatus] = []
+    warnings: list[str] = []
+    """What an administrator should know, as sentences."""
 
 
 class FsckReport(msgspec.Struct, frozen=True):
@@ -333,11 +405,18 @@ class FsckReport(msgspec.Struct, frozen=True):
     wrong_counters: int
     problems: list[str]
     repaired_counters: int = 0
+    unchecked_fragments: int = 0
+    """On nodes that could not be asked: they may be whole."""
+    unchecked_nodes: int = 0
+    """Nodes that could not be asked."""
 
     @property
     def clean(self) -> bool:
+        """Everything was looked at, and nothing is wrong."""
         return not (
-            self.missing_fragments
+            self.unchecked_fragments
+            or self.unchecked_nodes
+            or self.missing_fragments
             or self.damaged_fragments
             or self.orphan_fragments
             or self.orphan_chunks

@@ -15,7 +15,7 @@ Schindelhauer and Schomaker, "Weighted distributed hash tables" (2005): ``-weigh
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -39,9 +39,16 @@ def score(chunk_id: ChunkId, candidate: Candidate) -> float:
     return -candidate.weight / math.log(draw) if draw < 1.0 else math.inf
 
 
-def place(chunk_id: ChunkId, width: int, candidates: Sequence[Candidate]) -> list[NodeId]:
+def place(
+    chunk_id: ChunkId,
+    width: int,
+    candidates: Sequence[Candidate],
+    used_domains: Iterable[tuple[str, ...]] = (),
+) -> list[NodeId]:
     """Return up to ``width`` distinct nodes, best first; fewer only if there are fewer.
 
+    Args:
+        used_domains: those of fragments that the chunk has elsewhere already, one for each.
     Cost: about 1 µs per candidate, and width x candidates steps when domains are given.
     """
     ranked = sorted(
@@ -53,16 +60,39 @@ def place(chunk_id: ChunkId, width: int, candidates: Sequence[Candidate]) -> lis
         return [node_id for _, node_id, _ in ranked[:width]]
     left = [candidate for _, _, candidate in ranked]
     used: dict[tuple[str, ...], int] = {}
+    for domain in used_domains:
+        _crowd(domain, used)
     chosen: list[NodeId] = []
     while left and len(chosen) < width:
         # min() keeps the first of equals, and ``left`` is in order of score.
         best = min(left, key=lambda candidate: _crowding(candidate.domain, used))
         left.remove(best)
         chosen.append(best.node_id)
-        for depth in range(1, len(best.domain) + 1):
-            prefix = best.domain[:depth]
-            used[prefix] = used.get(prefix, 0) + 1
+        _crowd(best.domain, used)
     return chosen
+
+
+def plan_moves(
+    holders: Sequence[NodeId], wanted: Sequence[NodeId]
+) -> tuple[list[tuple[int, NodeId]], list[int]]:
+    """Return which fragments are to move where, and which should move but have no place.
+
+    A fragment on a wanted node stays, whichever index it has; so the moves are as few as can be.
+
+    Args:
+        holders: the node of fragment 0, 1, ...
+        wanted: the chunk's placement, best first.
+    """
+    held = set(holders)
+    lacking = [node_id for node_id in wanted if node_id not in held]
+    surplus = [index for index, node_id in enumerate(holders) if node_id not in wanted]
+    return list(zip(surplus, lacking, strict=False)), surplus[len(lacking) :]
+
+
+def _crowd(domain: tuple[str, ...], used: dict[tuple[str, ...], int]) -> None:
+    for depth in range(1, len(domain) + 1):
+        prefix = domain[:depth]
+        used[prefix] = used.get(prefix, 0) + 1
 
 
 def _crowding(domain: tuple[str, ...], used: dict[tuple[str, ...], int]) -> tuple[int, ...]:

@@ -213,6 +213,11 @@ def setting(name: str) -> bytes:
     return SETTING + name.encode()
 
 
+def work(name: str) -> bytes:
+    """Return the key of a service's progress (``engine.services.progress``)."""
+    return SETTING + b"work " + name.encode()
+
+
 def version_id(sequence: int, random: bytes) -> str:
     """Return the id of a version: its sequence and 12 random bytes, 32 characters.
 

@@ -209,6 +209,12 @@ class NodeRecord(_Record, frozen=True):
     """The member that has the drive; None: it is in the serving processes themselves."""
     weight: float = 1.0
     """Share of the fragments relative to other nodes."""
+    health: str = "up"
+    """What was last seen of the drive: ``up``, ``suspect``, ``down`` or ``lost``."""
+    health_ms: int = 0
+    """Since when, ms since 1970."""
+    changed_ms: int = 0
+    """When its administrator changed ``state`` last."""
 
 
 class MemberRecord(_Record, frozen=True):

@@ -10,7 +10,7 @@ import trio
 
 from engine.errors import EngineError, StorageError
 from engine.meta import keyspace
-from engine.meta.kv import Transaction
+from engine.meta.kv import ReadTransaction, Transaction
 from engine.meta.records import FORMAT, LeaseRecord, decode_lease, encode
 from engine.store import Store
 
@@ -23,12 +23,20 @@ async def acquire(store: Store, name: str, holder: bytes, *, lease_s: float = LE
     """Take or renew the lease for ``holder``; False while somebody else has it."""
     now = store.clock()
 
-    async def body(tr: Transaction) -> bool:
+    async def is_taken(tr: ReadTransaction) -> bool:
         row = await tr.get(keyspace.lease(name))
-        if row is not None:
-            lease = decode_lease(row)
-            if lease.holder != holder and lease.expires_ms > now:
-                return False
+        if row is None:
+            return False
+        lease = decode_lease(row)
+        return lease.holder != holder and lease.expires_ms > now
+
+    # Most look in vain, and often: reading takes no lock from those who write.
+    if await store.db.read(is_taken):
+        return False
+
+    async def body(tr: Transaction) -> bool:
+        if await is_taken(tr):
+            return False
         record = LeaseRecord(format=FORMAT, holder=holder, expires_ms=now + int(lease_s * 1000))
         tr.set(keyspace.lease(name), encode(record))
         return True

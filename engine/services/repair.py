@@ -1,20 +1,27 @@
 """Repair: missing and damaged fragments are made anew from the ones that are left.
 
-The queue (``R`` rows) is filled by writers that had to leave fragments out and by readers that
-met damage. A drive that was replaced is filled by walking all chunks that have a fragment on it.
-Both can be interrupted anywhere: what was repaired is whole, the rest is found again.
+The queue (``R`` rows) is filled by writers that had to leave fragments out, by readers that met
+damage, and by the census and scrub. A drive that was replaced is filled by walking all chunks that
+have a fragment on it. All can be interrupted anywhere: what was repaired is whole, the rest is
+found again.
+
+A fragment on a node that merely does not answer is left alone until the node is back or lost: then
+its chunk stays in the queue.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable, Collection
 
 import msgspec
 import structlog
 import trio
 
+from engine.cluster.membership import set_node
+from engine.data.batch import layout_of
+from engine.data.rebuild import FragmentState
 from engine.errors import EngineError
-from engine.ids import ChunkId, NodeId, chunk_of, fragment_id
+from engine.ids import ChunkId, NodeId, fragment_id
 from engine.meta import keyspace
 from engine.meta.kv import ReadTransaction, Transaction
 from engine.meta.records import (
@@ -23,15 +30,21 @@ from engine.meta.records import (
     RepairRecord,
     decode_chunk,
     decode_node,
+    decode_repair,
     encode,
 )
-from engine.node.contract import Node, NodeError
-from engine.services.scan import scan, scan_prefix
+from engine.node.contract import Node
+from engine.services.progress import Progress, Rate, count_chunks, each, walk_page
+from engine.services.scan import PAGE, scan_prefix
 from engine.store import Store
 
 DAMAGE_QUEUE_MAX = 1000
-CURSOR_EVERY = 200
-"""Chunks after which the progress of a rebuild is written down."""
+AT_ONCE = 4
+"""Chunks that are repaired at the same time: enough to keep drives and cores busy, few enough to
+leave requests their share of memory."""
+AT_RISK = "at risk"
+"""Reason of repairs that come first: one more loss, and bytes are lost."""
+NO_LIMIT = Rate(0)
 
 
 class DamageLog:
@@ -63,87 +76,169 @@ class DamageLog:
                 structlog.get_logger().error("damage not queued", error=str(error))
 
     async def _queue(self, store: Store, chunk_id: ChunkId, index: int, kind: str) -> None:
-        async def body(tr: Transaction) -> NodeId | None:
-            row = await tr.get(keyspace.chunk(chunk_id))
-            if row is None or await tr.get(keyspace.repair(chunk_id)) is not None:
-                return None
-            node_id = decode_chunk(row).nodes[index]
-            tr.add(keyspace.node_counter(node_id, "damaged"), 1)
-            record = RepairRecord(format=FORMAT, since_ms=store.clock(), reason=kind)
-            tr.set(keyspace.repair(chunk_id), encode(record))
-            return node_id
-
-        node_id = await store.db.run(body)
-        if node_id is not None:
-            structlog.get_logger().warning(
-                "damage found", chunk=chunk_id.hex(), fragment=index, node=node_id.hex(), kind=kind
-            )
+        if await queue_repair(store, chunk_id, [index], kind):
             store.wake_repair()
 
 
-async def repair_queue(store: Store) -> int:
-    """Work through the queue once; return how many fragments were made anew."""
-    repaired = 0
-    async for key, _ in scan_prefix(store.db, keyspace.REPAIR):
-        chunk_id = ChunkId(key[1:])
+async def queue_repair(
+    store: Store, chunk_id: ChunkId, indexes: Collection[int], reason: str, *, log: bool = True
+) -> bool:
+    """Put a chunk into the queue and count the damage, unless it is there already.
+
+    Args:
+        reason: ``missing``, ``damaged`` (every block is to be looked at) or ``AT_RISK``.
+        log: say where; False where there may be very many.
+    """
+
+    async def body(tr: Transaction) -> list[NodeId]:
+        row = await tr.get(keyspace.chunk(chunk_id))
+        queued = await tr.get(keyspace.repair(chunk_id))
+        if row is None:
+            return []
+        if queued is not None:
+            before = decode_repair(queued)
+            if reason in (AT_RISK, "damaged") and before.reason == "missing":
+                record = msgspec.structs.replace(before, reason=reason)
+                tr.set(keyspace.repair(chunk_id), encode(record))
+            return []
+        nodes = decode_chunk(row).nodes
+        for index in indexes:
+            tr.add(keyspace.node_counter(nodes[index], "damaged"), 1)
+        record = RepairRecord(format=FORMAT, since_ms=store.clock(), reason=reason)
+        tr.set(keyspace.repair(chunk_id), encode(record))
+        return [nodes[index] for index in indexes]
+
+    found = await store.db.run(body)
+    if log:
+        for index, node_id in zip(indexes, found, strict=False):
+            structlog.get_logger().warning(
+                "damage found",
+                chunk=chunk_id.hex(),
+                fragment=index,
+                node=node_id.hex(),
+                kind=reason,
+            )
+    return bool(found)
+
+
+async def repair_queue(
+    store: Store, *, rate: Rate = NO_LIMIT, stop: Callable[[], bool] = lambda: False
+) -> int:
+    """Work through the queue once; return how many fragments were made anew.
+
+    What is at risk comes first. ``stop`` is asked between pages of the queue.
+    """
+    made = 0
+    waiting = at_risk = 0
+    async for _, row in scan_prefix(store.db, keyspace.REPAIR):
+        waiting += 1
+        at_risk += decode_repair(row).reason == AT_RISK
+    if not waiting:
+        return 0
+    progress = Progress.begin(store, "repair", "repair", total=waiting)
+
+    async def one(item: tuple[ChunkId, str]) -> None:
+        nonlocal made
+        chunk_id, reason = item
         try:
-            repaired += await repair_chunk(store, chunk_id)
+            fragments = await repair_chunk(store, chunk_id, deep=reason == "damaged", rate=rate)
         except EngineError as error:
+            progress.record.left += 1
             structlog.get_logger().warning(
                 "chunk not repaired", chunk=chunk_id.hex(), error=str(error)
             )
-    return repaired
+        else:
+            made += len(fragments)
+            progress.record.size += sum(fragments)
+        progress.record.done += 1
+
+    try:
+        for first in (True, False) if at_risk else (False,):
+            begin = keyspace.REPAIR
+            while page := await _queue_page(store, begin):
+                chunks = [
+                    (chunk_id, reason)
+                    for chunk_id, reason in page
+                    if not at_risk or first == (reason == AT_RISK)
+                ]
+                await each(chunks, one, at_once=AT_ONCE)
+                await progress.save()
+                begin = keyspace.after(keyspace.repair(page[-1][0]))
+                if stop():
+                    break
+    finally:
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + 5):
+            await progress.end()
+    return made
 
 
-async def repair_chunk(store: Store, chunk_id: ChunkId) -> int:
-    """Make a chunk whole, and take it off the queue when it is; return the fragments made.
+async def _queue_page(store: Store, begin: bytes) -> list[tuple[ChunkId, str]]:
+    async def body(tr: ReadTransaction) -> list[tuple[bytes, bytes]]:
+        return await tr.get_range(begin, keyspace.after_prefix(keyspace.REPAIR), limit=PAGE)
 
+    return [(ChunkId(key[1:]), decode_repair(row).reason) for key, row in await store.db.read(body)]
+
+
+async def repair_chunk(
+    store: Store, chunk_id: ChunkId, *, deep: bool = True, rate: Rate = NO_LIMIT
+) -> list[int]:
+    """Make a chunk whole, and take it off the queue when it is.
+
+    Args:
+        deep: look at every block of every fragment, not only at what is there.
+    Returns: the size in bytes of each fragment made.
     Raises: Corrupt, Unavailable: too few fragments are left now.
     """
-    record = await _read_chunk(store, chunk_id)
+    record = await read_chunk(store, chunk_id)
     if record is None:
-        await _settle(store, chunk_id, None, record, [])
-        return 0
-    states = await store.data.examine(chunk_id, record, deep=True)
-    bad = [state.index for state in states if state.state != "whole"]
+        await settle(store, chunk_id, None, None, [])
+        return []
+    states = await store.data.examine(chunk_id, record, deep=deep)
+    bad = [state for state in states if state.state != "whole"]
     targets = _targets(store, chunk_id, record, bad)
+    size = layout_of(chunk_id, record).fragment_size
     if targets:
+        await rate.take(size * len(targets))
         await store.data.rebuild(chunk_id, record, sorted(targets), targets)
     nodes = list(record.nodes)
     for index, node in targets.items():
         nodes[index] = node.node_id
-    whole = len(targets) == len(bad)
-    await _settle(
+    await settle(
         store,
         chunk_id,
         record,
         msgspec.structs.replace(record, nodes=nodes),
         sorted(targets),
-        whole=whole,
+        whole=len(targets) == len(bad),
     )
-    return len(targets)
+    return [size] * len(targets)
 
 
 def _targets(
-    store: Store, chunk_id: ChunkId, record: ChunkRecord, bad: list[int]
+    store: Store, chunk_id: ChunkId, record: ChunkRecord, bad: list[FragmentState]
 ) -> dict[int, Node]:
-    """Choose where each bad fragment is to be: its own node when that works, else a spare one."""
+    """Choose where each bad fragment is to be: its own node when that works, else a spare one in
+    the domain that has the fewest of the others."""
+    pool = store.pool
     targets: dict[int, Node] = {}
-    taken = set(record.nodes)
-    for index in bad:
-        node = store.pool.usable(record.nodes[index])
-        if node is None:
-            for spare in store.pool.spare(chunk_id, taken):
-                node = store.pool.usable(spare)
+    taken = set(record.nodes) - {s.node_id for s in bad if pool.gone(s.node_id)}
+    for state in bad:
+        node = pool.writable(state.node_id)
+        if node is None and (state.state != "down" or pool.gone(state.node_id)):
+            for spare in pool.spare(chunk_id, taken | set(record.nodes)):
+                node = pool.writable(spare)
                 if node is not None:
                     taken.add(spare)
                     break
+            else:
+                # Better on a drive that is to be emptied than nowhere.
+                node = pool.usable(state.node_id)
         if node is not None:
-            targets[index] = node
+            targets[state.index] = node
     return targets
 
 
-async def _read_chunk(store: Store, chunk_id: ChunkId) -> ChunkRecord | None:
+async def read_chunk(store: Store, chunk_id: ChunkId) -> ChunkRecord | None:
     async def body(tr: ReadTransaction) -> ChunkRecord | None:
         row = await tr.get(keyspace.chunk(chunk_id))
         return None if row is None else decode_chunk(row)
@@ -151,159 +246,114 @@ async def _read_chunk(store: Store, chunk_id: ChunkId) -> ChunkRecord | None:
     return await store.db.read(body)
 
 
-async def _settle(
+async def settle(
     store: Store,
     chunk_id: ChunkId,
     before: ChunkRecord | None,
     after: ChunkRecord | None,
-    made: list[int],
+    made: Collection[int],
     *,
     whole: bool = True,
-) -> None:
-    """Write down where the fragments are now, in one transaction with the queue."""
+    counter: str = "repaired",
+) -> bool:
+    """Write down where the fragments are now, in one transaction with the queue.
+
+    What is left over afterwards is a stray: the old fragments, or, when somebody else changed or
+    collected the chunk meanwhile, those that were made.
+
+    Args:
+        made: fragments that ``after`` has and that were made by the caller.
+        whole: take the chunk off the queue.
+        counter: what is counted for each node that got a fragment; empty: nothing.
+    Returns: whether the chunk's record is ``after`` now.
+    """
 
     async def body(tr: Transaction) -> bool:
         row = await tr.get(keyspace.chunk(chunk_id))
-        if row is not None and after is not None and before is not None:
-            current = decode_chunk(row)
-            if current.nodes == before.nodes:
+        current = None if row is None else decode_chunk(row).nodes
+        if before is not None and after is not None:
+            settled = current == before.nodes
+            if settled and after.nodes != before.nodes:
                 tr.set(keyspace.chunk(chunk_id), encode(after))
             for index in made:
-                tr.add(keyspace.node_counter(after.nodes[index], "repaired"), 1)
-                if before.nodes[index] != after.nodes[index]:
-                    stray = keyspace.stray(before.nodes[index], fragment_id(chunk_id, index))
-                    tr.set(stray, b"")
+                old, new = before.nodes[index], after.nodes[index]
+                if settled:
+                    if counter:
+                        tr.add(keyspace.node_counter(new, counter), 1)
+                    tr.clear(keyspace.stray(new, fragment_id(chunk_id, index)))
+                    if old != new:
+                        tr.set(keyspace.stray(old, fragment_id(chunk_id, index)), b"")
+                elif current is None or current[index] != new:
+                    tr.set(keyspace.stray(new, fragment_id(chunk_id, index)), b"")
+            if not settled and current is not None:
+                return False
         if whole or row is None:
             tr.clear(keyspace.repair(chunk_id))
         return row is not None
 
-    if not await store.db.run(body) and made and after is not None:
-        # Collected while it was repaired: what was made again goes as well.
-        await store.data.delete(chunk_id, after)
+    return await store.db.run(body)
 
 
-async def delete_strays(store: Store) -> int:
-    """Delete from nodes that are back what was made anew elsewhere; return the fragments.
-
-    Runs in turn with repair, which could otherwise move a fragment back at the same time.
-    """
-    deleted = 0
-    async for key, _ in scan_prefix(store.db, keyspace.STRAY):
-        node_id, fragment = keyspace.split_stray(key)
-        node = store.pool.usable(node_id)
-        if node is None:
-            continue
-        chunk_id, index = chunk_of(fragment)
-        record = await _read_chunk(store, chunk_id)
-        if record is None or record.nodes[index] != node_id:
-            try:
-                await node.delete([fragment])
-            except NodeError as error:
-                store.pool.failed(node_id, error)
-                continue
-            deleted += 1
-        await _clear(store, key)
-    return deleted
-
-
-async def rebuild_nodes(store: Store) -> int:
+async def rebuild_nodes(
+    store: Store, *, rate: Rate = NO_LIMIT, stop: Callable[[], bool] = lambda: False
+) -> int:
     """Fill every node whose drive was replaced; return the fragments made."""
     made = 0
     async for key, row in scan_prefix(store.db, keyspace.NODE):
-        if decode_node(row).state == "rebuilding":
-            made += await _rebuild_node(store, NodeId(key[1:]))
+        record = decode_node(row)
+        if record.state == "rebuilding":
+            made += await _rebuild_node(store, NodeId(key[1:]), record.location, rate, stop)
     return made
 
 
-async def _rebuild_node(store: Store, node_id: NodeId) -> int:
+async def _rebuild_node(
+    store: Store, node_id: NodeId, location: str, rate: Rate, stop: Callable[[], bool]
+) -> int:
     node = store.pool.usable(node_id)
     if node is None:
         return 0
-    log = structlog.get_logger().bind(node=node_id.hex())
-    cursor_key = keyspace.setting(f"rebuild {node_id.hex()}")
+    name = f"rebuild {node_id.hex()}"
+    progress = await Progress.load(store, name)
+    if progress is None or progress.record.ended:
+        total = await count_chunks(store)
+        progress = Progress.begin(store, name, f"rebuild {location}", total=total)
+        await progress.save(now=True)
+    made = 0
 
-    async def read_cursor(tr: ReadTransaction) -> bytes | None:
-        return await tr.get(cursor_key)
+    async def visit(chunk_id: ChunkId, record: ChunkRecord) -> None:
+        nonlocal made
+        if node_id not in record.nodes:
+            return
+        index = record.nodes.index(node_id)
+        if await node.stat(fragment_id(chunk_id, index)) is not None:
+            return
+        size = layout_of(chunk_id, record).fragment_size
+        await rate.take(size)
+        await store.data.rebuild(chunk_id, record, [index], {index: node})
+        await settle(store, chunk_id, record, record, [index], whole=False)
+        made += 1
+        progress.record.size += size
 
-    begin = await store.db.read(read_cursor) or keyspace.CHUNK
-    made, left, seen = 0, 0, 0
-    async for key, row in scan(store.db, begin, keyspace.after_prefix(keyspace.CHUNK)):
-        chunk_id, record = ChunkId(key[1:]), decode_chunk(row)
-        seen += 1
-        if node_id in record.nodes:
-            index = record.nodes.index(node_id)
-            try:
-                made += await _rebuild_fragment(store, node, chunk_id, record, index)
-            except (EngineError, NodeError) as error:
-                left += 1
-                log.warning("fragment not rebuilt", chunk=chunk_id.hex(), error=str(error))
-        if seen % CURSOR_EVERY == 0 and not left:
-            await _set(store, cursor_key, key)
-    if left:
-        return made
-    await _finish_rebuild(store, node_id, cursor_key)
-    log.info("drive rebuilt", fragments=made)
+    event = "fragment not rebuilt"
+    while await walk_page(store, progress, visit, at_once=AT_ONCE, event=event):
+        if stop():
+            await progress.save(now=True)
+            return made
+    log = structlog.get_logger().bind(node=node_id.hex(), drive=location)
+    await progress.end()
+    if progress.record.left:
+        log.warning("drive not rebuilt yet", fragments_left=progress.record.left)
+    else:
+        await _finish_rebuild(store, node_id)
+        log.info("drive rebuilt", fragments=made)
     return made
 
 
-async def _rebuild_fragment(
-    store: Store, node: Node, chunk_id: ChunkId, record: ChunkRecord, index: int
-) -> int:
-    if await node.stat(fragment_id(chunk_id, index)) is not None:
-        return 0
-    await store.data.rebuild(chunk_id, record, [index], {index: node})
-
-    async def body(tr: Transaction) -> None:
-        tr.add(keyspace.node_counter(node.node_id, "repaired"), 1)
-
-    await store.db.run(body)
-    return 1
-
-
-async def _set(store: Store, key: bytes, value: bytes) -> None:
-    async def body(tr: Transaction) -> None:
-        tr.set(key, value)
-
-    await store.db.run(body)
-
-
-async def _clear(store: Store, key: bytes) -> None:
-    async def body(tr: Transaction) -> None:
-        tr.clear(key)
-
-    await store.db.run(body)
-
-
-async def _finish_rebuild(store: Store, node_id: NodeId, cursor_key: bytes) -> None:
+async def _finish_rebuild(store: Store, node_id: NodeId) -> None:
     async def body(tr: Transaction) -> None:
         row = await tr.get(keyspace.node(node_id))
-        if row is not None:
-            tr.set(
-                keyspace.node(node_id),
-                encode(msgspec.structs.replace(decode_node(row), state="up")),
-            )
-        tr.clear(cursor_key)
+        if row is not None and decode_node(row).state == "rebuilding":
+            set_node(tr, node_id, msgspec.structs.replace(decode_node(row), state="up"))
+        tr.clear(keyspace.work(f"rebuild {node_id.hex()}"))
 
     await store.db.run(body)
-
-
-class RepairService:
-    """Runs repair when woken, and every ``interval_s`` in any case."""
-
-    def __init__(self, store: Store, *, interval_s: float = 30.0) -> None:
-        self._store = store
-        self._interval_s = interval_s
-        self._woken = trio.Event()
-
-    def wake(self) -> None:
-        self._woken.set()
-
-    async def wait(self) -> None:
-        with trio.move_on_after(self._interval_s if math.isfinite(self._interval_s) else math.inf):
-            await self._woken.wait()
-        self._woken = trio.Event()
-
-    async def work(self) -> None:
-        await repair_queue(self._store)
-        await rebuild_nodes(self._store)
-        await delete_strays(self._store)

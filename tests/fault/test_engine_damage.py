@@ -20,8 +20,9 @@ from engine.meta import keyspace
 from engine.meta.records import decode_chunk
 from engine.node.drive import Drive
 from engine.node.needle import NEEDLE_OVERHEAD
-from engine.services.repair import DamageLog, delete_strays, rebuild_nodes, repair_queue
+from engine.services.repair import DamageLog, rebuild_nodes, repair_queue
 from engine.services.scan import scan_prefix
+from engine.services.strays import delete_strays
 from tests.support.engine import (
     BLOCK_SIZE,
     Folder,

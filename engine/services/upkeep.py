@@ -1,0 +1,93 @@
+"""Upkeep: everything that makes, moves and deletes fragments, in one leased service.
+
+In turn, so that no two of them move one fragment at once: first the repair queue, replaced drives
+and strays; then, in slices, census and rebalance, so that new damage does not wait for their end.
+"""
+
+from __future__ import annotations
+
+import trio
+
+from engine.cluster.membership import ask_for
+from engine.meta.kv import Transaction
+from engine.services.census import Census
+from engine.services.progress import Rate
+from engine.services.rebalance import Rebalance
+from engine.services.repair import rebuild_nodes, repair_queue
+from engine.services.strays import delete_strays
+from engine.store import Store
+
+INTERVAL_S = 30.0
+SLICE_S = 2.0
+
+
+class Upkeep:
+    """Runs when woken, and every ``interval_s`` in any case."""
+
+    def __init__(self, store: Store, *, interval_s: float = INTERVAL_S) -> None:
+        self._store = store
+        self._interval_s = interval_s
+        self._woken = trio.Event()
+        self._urgent_at = float("-inf")
+        """When the queue was last worked through, by trio's clock."""
+        self._repair_rate = Rate(store.config.repair_rate)
+        self._census = Census(store)
+        self._rebalance = Rebalance(store)
+
+    def wake(self) -> None:
+        self._woken.set()
+
+    async def wait(self) -> None:
+        with trio.move_on_after(self._interval_s):
+            await self._woken.wait()
+
+    async def work(self) -> None:
+        """Do all that can be done now. Raises: EngineError."""
+        self._census.forget()
+        self._rebalance.forget()
+        self._urgent_at = float("-inf")
+        while True:
+            if self._woken.is_set() or self._urgent_due():
+                self._woken = trio.Event()
+                await self._urgent()
+            if await self._census.due():
+                await self._census.run(self._slice_over())
+            elif await self._rebalance.due():
+                await self._rebalance.run(self._slice_over())
+            elif not self._woken.is_set():
+                return
+
+    def _urgent_due(self) -> bool:
+        return trio.current_time() - self._urgent_at >= self._interval_s
+
+    async def _urgent(self) -> None:
+        self._urgent_at = trio.current_time()
+        made = await repair_queue(self._store, rate=self._repair_rate)
+        made += await rebuild_nodes(self._store, rate=self._repair_rate)
+        await delete_strays(self._store)
+        if made:
+            await _ask_for_census(self._store)
+
+    def _slice_over(self) -> Slice:
+        return Slice(self)
+
+    def interrupted(self) -> bool:
+        return self._woken.is_set()
+
+
+class Slice:
+    """Says when a walk is to stop for now: something urgent came, or it had its time."""
+
+    def __init__(self, upkeep: Upkeep) -> None:
+        self._upkeep = upkeep
+        self._end = trio.current_time() + SLICE_S
+
+    def __call__(self) -> bool:
+        return self._upkeep.interrupted() or trio.current_time() >= self._end
+
+
+async def _ask_for_census(store: Store) -> None:
+    async def body(tr: Transaction) -> None:
+        ask_for(tr, ["census"], store.clock())
+
+    await store.db.run(body)
