@@ -242,6 +242,31 @@ class Batch:
             stripe.failed[job.index] = kind
         self.failures.append(Failure(job.index, job.node.node_id, kind, error))
 
+    def defer(self, job: Job) -> None:
+        """Take in that the job was given up; what it was to read is the last resort now."""
+        for stripe in job.stripes:
+            stripe.skipped.add(job.index)
+
+    def can_do_without(self, jobs: Sequence[Job]) -> bool:
+        """Return whether every stripe of the jobs has other fragments to be decoded from, of which
+        nothing bad is known."""
+        late: dict[int, set[int]] = {}
+        stripes: dict[int, _Stripe] = {}
+        for job in jobs:
+            for stripe in job.stripes:
+                late.setdefault(stripe.number, set()).add(job.index)
+                stripes[stripe.number] = stripe
+        return all(
+            len(
+                set(range(self._layout.width))
+                - stripe.failed.keys()
+                - stripe.skipped
+                - late[number]
+            )
+            >= self._data_blocks
+            for number, stripe in stripes.items()
+        )
+
     def solve(self) -> None:
         """Decode the blocks asked for that could not be read, into their places."""
         for stripe in self._unfinished:

@@ -12,6 +12,7 @@ from engine.config import Profile, StoreConfig
 from engine.data.buffers import BufferPool
 from engine.data.coding import Coders
 from engine.data.nodes import NodePool
+from engine.data.pace import Pace
 from engine.ids import ChunkId
 
 T = TypeVar("T")
@@ -47,6 +48,8 @@ class Context:
     limiters: Limiters
     new_chunk_id: Callable[[], ChunkId]
     on_damage: DamageSink
+    pace: Pace
+    """How long reads from other processes take."""
     nursery: trio.Nursery | None
     """Where reading ahead runs; None: no reading ahead."""
 

@@ -19,12 +19,12 @@ import trio
 
 from engine.data.batch import Batch, Job, layout_of, space_for
 from engine.data.buffers import Buffer
-from engine.data.context import BATCH_SIZE_MAX, Context, first_error
+from engine.data.context import BATCH_SIZE_MAX, Context
+from engine.data.hedging import read_cold
 from engine.data.layout import Layout
 from engine.errors import Corrupt
-from engine.ids import ChunkId, NodeId, fragment_id
+from engine.ids import ChunkId
 from engine.meta.records import ChunkRecord
-from engine.node.contract import NodeError
 
 INLINE_SIZE_MAX = 256 * 1024
 """Reads up to so many bytes are tried on the trio thread: about what a thread hop costs."""
@@ -69,45 +69,8 @@ async def read_batch(context: Context, batch: Batch, *, inline: bool = False) ->
         if not cold:
             return
         inline = False
-        await _read_cold(context, batch, cold)
+        await read_cold(context, batch, cold)
         jobs = batch.plan()
-
-
-async def _read_cold(context: Context, batch: Batch, jobs: Sequence[Job]) -> None:
-    """Read what must be waited for, all nodes at once.
-
-    Hedging belongs here: when some of the jobs take much longer than the others, stop waiting
-    for them, and let ``Batch.plan`` ask other fragments instead.
-    """
-    limiter = context.limiters.disk
-    by_node: dict[NodeId, list[Job]] = {}
-    for job in jobs:
-        by_node.setdefault(job.node.node_id, []).append(job)
-    groups = list(by_node.values())
-    if len(groups) == 1 and groups[0][0].node.blocking is not None:
-        await trio.to_thread.run_sync(batch.read, groups[0], limiter=limiter)
-        return
-
-    async def read(group: Sequence[Job]) -> None:
-        if group[0].node.blocking is not None:
-            await trio.to_thread.run_sync(batch.read, group, limiter=limiter)
-            return
-        for job in group:
-            try:
-                await job.node.read_into(
-                    fragment_id(batch.chunk_id, job.index), job.offset, job.buffers
-                )
-            except NodeError as error:
-                batch.fail(job, error)
-            else:
-                batch.verify(job)
-
-    try:
-        async with trio.open_nursery() as nursery:
-            for group in groups:
-                nursery.start_soon(read, group)
-    except BaseExceptionGroup as errors:
-        raise first_error(errors) from None
 
 
 class _Ready:
@@ -271,7 +234,7 @@ class ChunkStream:
                 start=start,
                 end=end,
                 view=buffer.view,
-                avoid=frozenset(i for i, kind in self._bad.items() if kind != "damaged"),
+                avoid=self._doubtful(segment.record),
             )
             inline = space_for(layout, start, end) <= INLINE_SIZE_MAX
             try:
@@ -285,6 +248,11 @@ class ChunkStream:
         self._position = end
         self._batch_size = min(self._batch_size * 2, BATCH_SIZE_MAX)
         return _Ready(buffer, batch.content)
+
+    def _doubtful(self, record: ChunkRecord) -> frozenset[int]:
+        """Return the fragments that are not to be tried first."""
+        bad = {index for index, kind in self._bad.items() if kind != "damaged"}
+        return frozenset(bad | self._context.pace.slow(record.nodes))
 
     def _report(self, batch: Batch) -> None:
         failures, batch.failures = batch.failures, []

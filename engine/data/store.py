@@ -14,6 +14,7 @@ from engine.data.coding import Coders
 from engine.data.context import Context, DamageSink, Limiters
 from engine.data.layout import ALIGNMENT
 from engine.data.nodes import NodePool
+from engine.data.pace import Pace
 from engine.data.reader import ChunkStream, Segments
 from engine.data.rebuild import FragmentState
 from engine.data.removal import delete_fragments
@@ -70,6 +71,7 @@ class DataStore:
             limiters=limiters or default_limiters(),
             new_chunk_id=new_chunk_id,
             on_damage=on_damage,
+            pace=Pace(),
             nursery=nursery,
         )
 
