@@ -8,20 +8,28 @@ Sessions that expired are declared dead first, in a transaction: from then on no
 can be committed. Then every fragment whose chunk id begins with the session's id and whose chunk
 has no row is an orphan of an interrupted write, and is deleted.
 
+A node that does not answer holds nothing up: what it should delete is written down (``Y`` rows)
+until it is back (``engine.services.strays``).
+
 Each step is a bounded transaction, and can be repeated: a collector that is killed loses nothing.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 import structlog
+import trio
 
+from engine.data.removal import delete_fragments
 from engine.errors import EngineError
-from engine.ids import ChunkId, FragmentId, NodeId, SessionId, chunk_of
+from engine.ids import ChunkId, FragmentId, NodeId, SessionId, chunk_of, fragment_id
 from engine.meta import keyspace
 from engine.meta.kv import ReadTransaction, Transaction
 from engine.meta.records import (
     ChunkData,
+    ChunkRecord,
     InlineRow,
     PartData,
     SessionRecord,
@@ -42,6 +50,9 @@ VISIBLE_MS_MAX = 10_000
 FEED_KEPT_MS = 3600 * 1000
 FEED_TRIM = 1000
 NODE_PAGE = 1000
+BATCH = 128
+"""Chunks that are deleted together."""
+DELETE_THREADS = 16
 
 
 class _Counts(msgspec.Struct):
@@ -89,6 +100,7 @@ def _read_here(store: Store, deleted_ms: int) -> bool:
 async def _take_garbage(store: Store, counts: _Counts, grace_s: float) -> None:
     due = min(store.clock() - int(grace_s * 1000), await _read_horizon(store))
     end = keyspace.GARBAGE + max(due, 0).to_bytes(6, "big")
+    batch = _Batch(store, counts)
     async for key, row in scan(store.db, keyspace.GARBAGE, end):
         if _read_here(store, int.from_bytes(key[1:7], "big")):
             continue
@@ -96,18 +108,19 @@ async def _take_garbage(store: Store, counts: _Counts, grace_s: float) -> None:
         try:
             match record.data:
                 case ChunkData(chunks=chunks):
-                    gone = [await _delete_chunk(store, chunk, counts) for chunk, _ in chunks]
-                    done = all(gone)
+                    await batch.add([chunk for chunk, _ in chunks], [key])
                 case PartData(upload_id=upload_id):
-                    done = await _delete_parts(store, upload_id, counts)
+                    await batch.flush()
+                    await _delete_parts(store, upload_id, counts)
+                    await _clear(store, key)
                 case _:
-                    done = True
+                    await _clear(store, key)
         except EngineError as error:
+            batch.drop()
             structlog.get_logger().warning("garbage stays", error=str(error))
             continue
-        if done:
-            counts.garbage += 1
-            await _clear(store, key)
+        counts.garbage += 1
+    await batch.flush()
 
 
 async def _clear(store: Store, *keys: bytes) -> None:
@@ -118,42 +131,85 @@ async def _clear(store: Store, *keys: bytes) -> None:
     await store.db.run(body)
 
 
-async def _delete_chunk(store: Store, chunk_id: ChunkId, counts: _Counts) -> bool:
-    """Delete a chunk's fragments, then its row. False when a node could not be reached: the row
-    stays, and so does the garbage entry, for another round."""
-    key = keyspace.chunk(chunk_id)
+class _Batch:
+    """Chunks that are deleted together: one request and one sync per node, one transaction."""
 
-    async def read(tr: ReadTransaction) -> bytes | None:
-        return await tr.get(key)
+    def __init__(self, store: Store, counts: _Counts) -> None:
+        self._store = store
+        self._counts = counts
+        self._limiter = trio.CapacityLimiter(DELETE_THREADS)
+        self._chunks: list[ChunkId] = []
+        self._keys: list[bytes] = []
 
-    row = await store.db.read(read)
-    if row is None:
-        return True
-    record = decode_chunk(row)
-    if not await store.data.delete(chunk_id, record):
-        return False
-    await _clear(store, key, keyspace.repair(chunk_id))
-    counts.fragments += len(record.nodes)
-    counts.bytes += record.size
-    return True
+    async def add(self, chunks: Sequence[ChunkId], keys: Sequence[bytes]) -> None:
+        """Delete the chunks, and then the rows with these keys; now or with what follows."""
+        self._chunks += chunks
+        self._keys += keys
+        if len(self._chunks) >= BATCH or len(self._keys) >= BATCH:
+            await self.flush()
+
+    def drop(self) -> None:
+        """Leave what was added and not deleted yet for another round."""
+        self._chunks, self._keys = [], []
+
+    async def flush(self) -> None:
+        """Delete what was added: fragments first, then chunk rows, repairs and the other keys.
+
+        A node that does not answer gets stray rows: they are deleted when it is back.
+        """
+        chunks, keys = self._chunks, self._keys
+        self.drop()
+        for begin in range(0, len(chunks), BATCH):
+            await self._delete(chunks[begin : begin + BATCH])
+        if keys:
+            await _clear(self._store, *keys)
+
+    async def _delete(self, chunks: Sequence[ChunkId]) -> None:
+        store = self._store
+
+        async def read(tr: ReadTransaction) -> list[tuple[ChunkId, ChunkRecord]]:
+            rows = [(chunk_id, await tr.get(keyspace.chunk(chunk_id))) for chunk_id in chunks]
+            return [(chunk_id, decode_chunk(row)) for chunk_id, row in rows if row is not None]
+
+        found = await store.db.read(read)
+        by_node: dict[NodeId, list[FragmentId]] = {}
+        for chunk_id, record in found:
+            for index, node_id in enumerate(record.nodes):
+                by_node.setdefault(node_id, []).append(fragment_id(chunk_id, index))
+        asked = {node: names for node, names in by_node.items() if store.pool.usable(node)}
+        failed = by_node.keys() - asked.keys()
+        failed |= await delete_fragments(store.pool, asked, limiter=self._limiter)
+        known = set(store.pool.ids())
+
+        async def write(tr: Transaction) -> None:
+            for chunk_id, record in found:
+                # Repair may have moved a fragment meanwhile: what the row names now goes too.
+                row = await tr.get(keyspace.chunk(chunk_id))
+                nodes = decode_chunk(row).nodes if row is not None else record.nodes
+                for index, (before, now) in enumerate(zip(record.nodes, nodes, strict=True)):
+                    if now in known and (now in failed or now != before):
+                        tr.set(keyspace.stray(now, fragment_id(chunk_id, index)), b"")
+                tr.clear(keyspace.chunk(chunk_id))
+                tr.clear(keyspace.repair(chunk_id))
+
+        await store.db.run(write)
+        for _, record in found:
+            self._counts.fragments += len(record.nodes)
+            self._counts.bytes += record.size
 
 
-async def _delete_parts(store: Store, upload_id: bytes, counts: _Counts) -> bool:
-    done = True
+async def _delete_parts(store: Store, upload_id: bytes, counts: _Counts) -> None:
+    batch = _Batch(store, counts)
     async for key, row in scan_prefix(store.db, keyspace.PART + upload_id):
         part = decode_part(row)
-        keys = [key]
         if isinstance(part.data, ChunkData):
-            gone = [await _delete_chunk(store, chunk, counts) for chunk, _ in part.data.chunks]
-            if not all(gone):
-                done = False
-                continue
+            await batch.add([chunk for chunk, _ in part.data.chunks], [key])
         elif isinstance(part.data, InlineRow):
-            keys.append(keyspace.inline(part.data_id))
-        await _clear(store, *keys)
-    if done:
-        await _clear(store, keyspace.MANIFEST + upload_id)
-    return done
+            await batch.add([], [key, keyspace.inline(part.data_id)])
+        else:
+            await batch.add([], [key])
+    await batch.flush()
+    await _clear(store, keyspace.MANIFEST + upload_id)
 
 
 async def _bury_sessions(store: Store, counts: _Counts) -> None:
@@ -186,9 +242,14 @@ async def _declare_dead(store: Store, key: bytes, now: int) -> bool:
 
 
 async def _delete_orphans(store: Store, session_id: SessionId, counts: _Counts) -> bool:
-    """Delete what a dead session wrote and never committed; False when a node did not answer."""
+    """Delete what a dead session wrote and never committed; False when a node did not answer.
+
+    Nodes that are down are not waited for: when they are back, a census finds what is on them.
+    """
     complete = True
     for node_id in store.pool.ids():
+        if store.pool.health(node_id) in ("down", "lost"):
+            continue
         try:
             counts.orphans += await _delete_orphans_on(store, node_id, session_id)
         except NodeError:
@@ -197,7 +258,7 @@ async def _delete_orphans(store: Store, session_id: SessionId, counts: _Counts) 
 
 
 async def _delete_orphans_on(store: Store, node_id: NodeId, session_id: SessionId) -> int:
-    node = store.pool.get(node_id)
+    node = store.pool.usable(node_id)
     if node is None:
         raise NodeError("absent")
     deleted = 0

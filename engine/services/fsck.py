@@ -7,6 +7,8 @@
    still be writing it, or it waits for deletion.
 5. The usage counters add up; they can be put right, as quotas depend on them.
 
+A node that does not answer is said to be unchecked, and the store is not clean then.
+
 The store may be in use meanwhile: a discrepancy counts only when it is still there on a second
 look at the rows concerned. Memory does not depend on the number of objects.
 """
@@ -45,7 +47,7 @@ from engine.meta.records import (
     decode_session,
     decode_version,
 )
-from engine.node.contract import NodeError
+from engine.node.contract import NodeDown, NodeError
 from engine.services.scan import scan, scan_prefix
 from engine.store import Store
 from engine.types import FsckReport
@@ -73,6 +75,8 @@ class _Counts(msgspec.Struct):
     unreadable_chunks: int = 0
     wrong_counters: int = 0
     repaired_counters: int = 0
+    unchecked_fragments: int = 0
+    unchecked_nodes: int = 0
 
 
 class _Usage(NamedTuple):
@@ -323,16 +327,20 @@ class _Check:
             return
         if await self._is_garbage(chunk_id, record):
             return  # collection has taken some fragments already, and not yet all
+        unchecked = 0
         for state in bad:
             if state.state == "damaged":
                 self.counts.damaged_fragments += 1
+            elif state.state == "down" and not self._store.pool.gone(state.node_id):
+                unchecked += 1
             else:
                 self.counts.missing_fragments += 1
             node = record.nodes[state.index].hex()
             self._problem(
                 f"chunk {chunk_id.hex()}: fragment {state.index} on node {node} is {state.state}"
             )
-        if len(states) - len(bad) < record.data_blocks:
+        self.counts.unchecked_fragments += unchecked
+        if len(states) - len(bad) + unchecked < record.data_blocks:
             self.counts.unreadable_chunks += 1
             self._problem(f"chunk {chunk_id.hex()}: too few fragments are left to read it")
 
@@ -351,12 +359,15 @@ class _Check:
             try:
                 await self._check_node(node_id, live)
             except NodeError as error:
-                self._problem(f"node {node_id.hex()} cannot be listed: {error}")
+                # What a node had that is gone for good is counted as missing, chunk by chunk.
+                if not self._store.pool.gone(node_id):
+                    self.counts.unchecked_nodes += 1
+                    self._problem(f"node {node_id.hex()} could not be asked: {error}")
 
     async def _check_node(self, node_id: NodeId, live: set[SessionId]) -> None:
         node = self._store.pool.get(node_id)
         if node is None:
-            return
+            raise NodeDown("it is not there")
         after = b""
         done = 0
         while page := await node.list(after, NODE_PAGE):
