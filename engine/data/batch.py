@@ -74,15 +74,28 @@ class _Stripe:
 class Job:
     """One read: blocks and hashes of consecutive stripes of one fragment."""
 
-    __slots__ = ("buffers", "index", "node", "offset", "stripes")
+    __slots__ = ("blocks", "buffers", "hashes", "index", "node", "offset", "stripes")
 
     def __init__(self, index: int, node: Node, offset: int) -> None:
         self.index = index
         self.node = node
         self.offset = offset
         self.stripes: list[_Stripe] = []
+        self.blocks: list[memoryview] = []
+        """Where the block of each stripe goes."""
+        self.hashes: list[memoryview] = []
         self.buffers: list[memoryview] = []
-        """Block, hash, block, hash ..."""
+        """What is read, in order: block, hash, what fills the hash's page; block ..."""
+
+    def arrange(self, padding: memoryview) -> None:
+        """Lay out what is read; ``padding`` takes what lies between a hash and the next block."""
+        hashes = memoryview(bytearray(HASH_SIZE * len(self.blocks)))
+        for position, block in enumerate(self.blocks):
+            place = hashes[position * HASH_SIZE : (position + 1) * HASH_SIZE]
+            self.hashes.append(place)
+            if self.buffers and padding:
+                self.buffers.append(padding)
+            self.buffers += (block, place)
 
 
 class Batch:
@@ -166,14 +179,11 @@ class Batch:
                     open_jobs[index] = job
                     jobs.append(job)
                 job.stripes.append(stripe)
-                job.buffers.append(self._place_of(stripe, index))
+                job.blocks.append(self._place_of(stripe, index))
+        # Nobody looks at it, so all jobs read it to one place.
+        padding = memoryview(bytearray(self._layout.stride - self._layout.block_size - HASH_SIZE))
         for job in jobs:
-            hashes = memoryview(bytearray(HASH_SIZE * len(job.stripes)))
-            job.buffers = [
-                buffer
-                for position, block in enumerate(job.buffers)
-                for buffer in (block, hashes[position * HASH_SIZE : (position + 1) * HASH_SIZE])
-            ]
+            job.arrange(padding)
         if not jobs and any(not self._solvable(stripe) for stripe in self._unfinished):
             return self.plan()  # a last resort turned out to be absent; there are finitely many
         return jobs
@@ -225,8 +235,8 @@ class Batch:
         """Take in what was read: blocks that are what was once written."""
         damaged = False
         for position, stripe in enumerate(job.stripes):
-            block = job.buffers[2 * position]
-            expected = job.buffers[2 * position + 1]
+            block = job.blocks[position]
+            expected = job.hashes[position]
             if block_hash(block, self.chunk_id, job.index, stripe.number) == expected:
                 stripe.good[job.index] = block
             else:

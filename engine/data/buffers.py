@@ -12,7 +12,28 @@ Concurrency: thread-safe; the pool has one lock, held for a few list operations.
 
 from __future__ import annotations
 
+import contextlib
+import mmap
 import threading
+from typing import Final, TypeAlias
+
+MAPPED_MIN: Final = 256 * 1024
+"""Buffers from here on begin at a page, for writing past the page cache, and lie in huge pages
+where there are any: the kernel then has fewer pages to look up."""
+_HUGE_PAGE: Final = 2 << 20
+
+
+Storage: TypeAlias = bytearray | mmap.mmap
+
+
+def _allocate(size: int) -> Storage:
+    if size < MAPPED_MIN:
+        return bytearray(size)
+    storage = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if size >= _HUGE_PAGE:
+        with contextlib.suppress(OSError):  # a kernel without huge pages
+            storage.madvise(mmap.MADV_HUGEPAGE)
+    return storage
 
 
 class Budget:
@@ -44,7 +65,7 @@ class Buffer:
 
     __slots__ = ("_granted", "_pool", "_storage", "view")
 
-    def __init__(self, pool: BufferPool, storage: bytearray, granted: bool) -> None:
+    def __init__(self, pool: BufferPool, storage: Storage, granted: bool) -> None:
         self._pool: BufferPool | None = pool
         self._storage = storage
         self._granted = granted
@@ -68,7 +89,7 @@ class BufferPool:
         self._lock = threading.Lock()
         self.budget = budget
         self._idle_max = idle_max
-        self._idle: dict[int, list[bytearray]] = {}
+        self._idle: dict[int, list[Storage]] = {}
         self.idle = 0
         """Bytes kept for reuse."""
         self.outstanding = 0
@@ -112,9 +133,9 @@ class BufferPool:
         if kept:
             self.idle -= size
             return Buffer(self, kept.pop(), granted)
-        return Buffer(self, bytearray(size), granted)
+        return Buffer(self, _allocate(size), granted)
 
-    def _take_back(self, storage: bytearray, granted: bool) -> None:
+    def _take_back(self, storage: Storage, granted: bool) -> None:
         size = len(storage)
         with self._lock:
             self.outstanding -= size

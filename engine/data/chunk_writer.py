@@ -19,7 +19,7 @@ import trio
 from engine.data.coding import Coder
 from engine.data.context import Context
 from engine.data.digests import Digests
-from engine.data.layout import Layout, block_hash, round_up
+from engine.data.layout import HASH_SIZE, PAGE, Layout, block_hash, hash_space, round_up
 from engine.data.removal import delete_fragments
 from engine.errors import NoSpace, Unavailable
 from engine.ids import ChunkId, FragmentId, NodeId, fragment_id
@@ -32,6 +32,8 @@ from engine.node.contract import (
     NodeFull,
     Writer,
 )
+
+_ZEROS = bytes(PAGE - HASH_SIZE)
 
 UNDO_S_MAX = 10.0
 """How long cleaning up after a failed write may take; garbage collection does the rest."""
@@ -122,14 +124,23 @@ class ChunkWriter:
         """
         if not self._all_local:
             await self._open_mixed()
-        pieces = await trio.to_thread.run_sync(
-            self._write_local, view, size, digests, limiter=self._context.limiters.work
-        )
-        remote = [(index, f) for index, f in self._open.items() if f.remote is not None]
-        if remote and pieces:
-            async with trio.open_nursery() as nursery:
-                for index, fragment in remote:
-                    nursery.start_soon(self._write_remote, index, fragment, pieces[index])
+        scratch = self._context.buffers.acquire(self._scratch_size(size))
+        try:
+            pieces = await trio.to_thread.run_sync(
+                self._write_local,
+                view,
+                size,
+                digests,
+                scratch.view,
+                limiter=self._context.limiters.work,
+            )
+            remote = [(index, f) for index, f in self._open.items() if f.remote is not None]
+            if remote and pieces:
+                async with trio.open_nursery() as nursery:
+                    for index, fragment in remote:
+                        nursery.start_soon(self._write_remote, index, fragment, pieces[index])
+        finally:
+            scratch.release()
         self._settle()
 
     async def commit(self) -> None:
@@ -227,8 +238,8 @@ class ChunkWriter:
     # Writing
 
     def _write_local(
-        self, view: memoryview, size: int, digests: Digests | None
-    ) -> dict[int, list[Buffer]]:
+        self, view: memoryview, size: int, digests: Digests | None, scratch: memoryview
+    ) -> dict[int, list[memoryview]]:
         """In a worker thread: open what is local, code, write; return each fragment's bytes."""
         if self._all_local:
             while pairs := self._next_round():
@@ -237,7 +248,7 @@ class ChunkWriter:
             digests.update(view[:size])
         if len(self._open) < self._required:
             return {}
-        pieces = self._code(view, size)
+        pieces = self._code(view, size, scratch)
         for index, fragment in list(self._open.items()):
             if fragment.local is not None:
                 try:
@@ -263,9 +274,18 @@ class ChunkWriter:
         except NodeError as error:
             self._context.pool.failed(node.node_id, error)
 
-    def _code(self, view: memoryview, size: int) -> dict[int, list[Buffer]]:
-        pieces: dict[int, list[Buffer]] = {index: [] for index in self._open}
-        count = self._coder.data_blocks
+    def _scratch_size(self, size: int) -> int:
+        """Return the bytes that parity and hashes of ``size`` bytes take, next to the data."""
+        stripes = -(-size // self._stripe_size)
+        return stripes * (self._coder.parity_blocks * self._block_size + self._width * PAGE)
+
+    def _code(
+        self, view: memoryview, size: int, scratch: memoryview
+    ) -> dict[int, list[memoryview]]:
+        """Return the bytes of each open fragment: slices of ``view``, and of ``scratch``."""
+        pieces: dict[int, list[memoryview]] = {index: [] for index in self._open}
+        count, parity_count = self._coder.data_blocks, self._coder.parity_blocks
+        at = 0
         for start in range(0, size, self._stripe_size):
             rest = min(size - start, self._stripe_size)
             block_size = min(round_up(-(-rest // count)), self._block_size)
@@ -273,15 +293,26 @@ class ChunkWriter:
             if padding:
                 view[start + rest : start + rest + padding] = bytes(padding)
             stripe = view[start : start + count * block_size]
-            parity = self._coder.encode(stripe)
+            blocks = [stripe[i * block_size : (i + 1) * block_size] for i in range(count)]
+            if count == 1:
+                blocks *= 1 + parity_count
+            elif parity_count:
+                parity = scratch[at : at + parity_count * block_size]
+                at += len(parity)
+                self._coder.encode_into(stripe, parity)
+                blocks += [
+                    parity[i * block_size : (i + 1) * block_size] for i in range(parity_count)
+                ]
+            # Hashes have pages of their own where the parity blocks have.
+            space = hash_space(block_size)
             for index, out in pieces.items():
-                block: Buffer
-                if index < count:
-                    block = stripe[index * block_size : (index + 1) * block_size]
-                else:
-                    block = parity[index - count]
-                out.append(block)
-                out.append(block_hash(block, self.chunk_id, index, self._stripes))
+                tail = scratch[at : at + space]
+                at += space
+                digest = block_hash(blocks[index], self.chunk_id, index, self._stripes)
+                tail[:HASH_SIZE] = digest
+                if space > HASH_SIZE:
+                    tail[HASH_SIZE:] = _ZEROS
+                out += (blocks[index], tail)
             self._stripes += 1
         self.size += size
         return pieces

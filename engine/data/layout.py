@@ -4,16 +4,18 @@ A chunk of ``size`` bytes is cut into stripes of ``k * block_size`` bytes, a str
 blocks, to which m parity blocks are added. Only the last stripe may be shorter: its blocks have
 ``ceil(rest / k)`` bytes rounded up to 64, filled up with zeros.
 
-A fragment is all blocks of one index, each followed by its hash:
+A fragment is all blocks of one index, each followed by its hash. The hash of a block that is a
+whole number of pages has a page of its own, so that all blocks of a fragment begin at pages and
+can be written past the page cache (``h`` is 4096 then, else 32):
 
 =========================================== ================ ==================================
 offset in the fragment                      bytes            content
 =========================================== ================ ==================================
-``s * (block_size + 32)``                   ``block_size``   block of stripe s
-``s * (block_size + 32) + block_size``      32               its keyed BLAKE3
+``s * (block_size + h)``                    ``block_size``   block of stripe s
+``s * (block_size + h) + block_size``       ``h``            its keyed BLAKE3, then zeros
 ...
-``(n - 1) * (block_size + 32)``             1..block_size    block of the last stripe (n - 1)
-``(n - 1) * (block_size + 32) + last``      32               its keyed BLAKE3
+``(n - 1) * (block_size + h)``              ``last``         block of the last stripe (n - 1)
+``(n - 1) * (block_size + h) + last``       32 or 4096       its keyed BLAKE3, by ``last``'s size
 =========================================== ================ ==================================
 
 The key of a block's hash is its place, so that a block in a wrong place never verifies:
@@ -27,7 +29,7 @@ offset bytes content
 21     11    zeros
 ====== ===== ====================
 
-Source: docs/decisions/0005-stripes-and-blocks.md.
+Source: docs/decisions/0005-stripes-and-blocks.md, 0008-writing-past-the-page-cache.md.
 """
 
 from __future__ import annotations
@@ -44,12 +46,19 @@ HASH_SIZE = 32
 ALIGNMENT = 64
 """Block sizes are multiples of it: what SIMD coders like, and a cache line."""
 
+PAGE = 4096
+
 _pack_key = struct.Struct(">16sBI11x").pack
 
 
 def block_hash(block: Buffer, chunk_id: ChunkId, index: int, stripe: int) -> bytes:
     """Return the 32 bytes that follow the block in its fragment."""
     return blake3(block, key=_pack_key(chunk_id, index, stripe)).digest()
+
+
+def hash_space(block_size: int) -> int:
+    """Return the bytes that the hash of a block of this size takes in the fragment."""
+    return HASH_SIZE if block_size % PAGE else PAGE
 
 
 def round_up(size: int) -> int:
@@ -67,6 +76,7 @@ class Layout:
         "last_block_size",
         "parity_blocks",
         "size",
+        "stride",
         "stripe_count",
         "stripe_size",
         "width",
@@ -91,7 +101,9 @@ class Layout:
         self.stripe_count = count = -(-size // stripe_size)
         rest = size - (count - 1) * stripe_size
         self.last_block_size = last = round_up(-(-rest // data_blocks))
-        self.fragment_size = (count - 1) * (block_size + HASH_SIZE) + last + HASH_SIZE
+        self.stride = stride = block_size + hash_space(block_size)
+        """Bytes from one block to the next in a fragment."""
+        self.fragment_size = (count - 1) * stride + last + hash_space(last)
 
     @classmethod
     def of(cls, record: ChunkRecord) -> Layout:
@@ -103,11 +115,12 @@ class Layout:
 
     def offset_of(self, stripe: int) -> int:
         """Return where the stripe's block begins in each fragment."""
-        return stripe * (self.block_size + HASH_SIZE)
+        return stripe * self.stride
 
     def end_of(self, stripe: int) -> int:
-        """Return where the hash of the stripe's block ends in each fragment."""
-        return self.offset_of(stripe) + self.block_size_of(stripe) + HASH_SIZE
+        """Return where the space of the hash of the stripe's block ends in each fragment."""
+        size = self.block_size_of(stripe)
+        return stripe * self.stride + size + hash_space(size)
 
     def stripes(self, start: int, end: int) -> range:
         """Return the stripes that hold bytes ``start`` to ``end`` (exclusive) of the chunk."""

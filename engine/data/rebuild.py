@@ -17,7 +17,7 @@ import trio
 from engine.data.batch import Batch, Damage, damage_of, layout_of, space_for
 from engine.data.buffers import Buffer
 from engine.data.context import BATCH_SIZE_MAX, Context, first_error
-from engine.data.layout import HASH_SIZE, Layout, block_hash
+from engine.data.layout import HASH_SIZE, Layout, block_hash, hash_space
 from engine.data.reader import read_batch
 from engine.errors import NoSpace, StorageError, Unavailable
 from engine.ids import ChunkId, NodeId, fragment_id
@@ -111,10 +111,8 @@ async def _count_bad(
 ) -> int:
     """Return how many blocks of the fragment do not verify."""
     bad = 0
-    step = max(1, BATCH_SIZE_MAX // 4 // (layout.block_size + HASH_SIZE))
-    buffer = context.buffers.acquire(
-        min(step * (layout.block_size + HASH_SIZE), layout.fragment_size)
-    )
+    step = max(1, BATCH_SIZE_MAX // 4 // layout.stride)
+    buffer = context.buffers.acquire(min(step * layout.stride, layout.fragment_size))
 
     def check(first: int, last: int, content: memoryview) -> int:
         wrong = 0
@@ -302,5 +300,6 @@ class _Rebuild:
                     block = whole[index * size : (index + 1) * size]
                 else:
                     block = parity[index - data_blocks]
-                out += (block, block_hash(block, self._chunk_id, index, stripe))
+                digest = block_hash(block, self._chunk_id, index, stripe)
+                out += (block, digest.ljust(hash_space(size), b"\0"))
         return pieces

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.data.batch import first_block_at, space_for
-from engine.data.layout import HASH_SIZE, Layout, block_hash
+from engine.data.layout import PAGE, Layout, block_hash, hash_space
 from engine.ids import ChunkId
 
 layouts = st.builds(
@@ -17,7 +17,7 @@ layouts = st.builds(
     st.integers(1, 100_000),
     st.integers(1, 20),
     st.integers(0, 10),
-    st.integers(1, 16).map(lambda n: 64 * n),
+    st.integers(1, 16).map(lambda n: 64 * n) | st.sampled_from([4096, 8192]),
 )
 
 
@@ -37,7 +37,7 @@ def test_blocks_lie_one_behind_the_other_in_a_fragment(layout: Layout) -> None:
     end = 0
     for stripe in range(layout.stripe_count):
         assert layout.offset_of(stripe) == end
-        end += layout.block_size_of(stripe) + HASH_SIZE
+        end += layout.block_size_of(stripe) + hash_space(layout.block_size_of(stripe))
         assert layout.end_of(stripe) == end
     assert layout.fragment_size == end
 
@@ -65,9 +65,19 @@ def test_format_stays_what_it_is() -> None:
     """Bytes on disk depend on these; a change needs another format version."""
     layout = Layout(1_000_000, 4, 2, 65_536)
     assert (layout.stripe_count, layout.last_block_size) == (4, 53_440)
-    assert layout.fragment_size == 3 * (65_536 + 32) + 53_440 + 32
+    assert layout.fragment_size == 3 * (65_536 + 4096) + 53_440 + 32
+    assert Layout(100_000, 4, 2, 6400).fragment_size == 3 * (6400 + 32) + 5824 + 32
+    assert Layout(1 << 20, 4, 2, 65_536).fragment_size == 4 * (65_536 + 4096)
     digest = block_hash(b"block", ChunkId(bytes(range(16))), 3, 258)
     assert digest.hex() == "d035c068ce59ad703d86251082e609b6d1dcecd6f23a027a1c1767384292c1d4"
+
+
+@given(st.integers(1, 100_000), st.integers(1, 20), st.integers(1, 4))
+def test_blocks_of_whole_pages_begin_at_pages(size: int, k: int, pages: int) -> None:
+    layout = Layout(size, k, 0, pages * PAGE)
+    assert all(layout.offset_of(stripe) % PAGE == 0 for stripe in range(layout.stripe_count))
+    if layout.last_block_size % PAGE == 0:
+        assert layout.fragment_size % PAGE == 0
 
 
 def test_hash_depends_on_the_place() -> None:
