@@ -259,7 +259,8 @@ class _Search:
         candidates = [item for item in self._blind.items() if not done & item[0]] + waiting
         for other, operation in candidates:
             value = operation.value if operation.kind == "put" else None
-            must = other == bit or (other in self._conditional and not other & self._unknown)
+            # Next to conditions, what hides what may be coupled: all orders are tried.
+            must = other == bit or (waiting and not other & self._unknown)
             if not (must or value in wanted or any(op.step(value) is not None for op in others)):
                 continue
             if operation.step(before) is None:
