@@ -5,6 +5,9 @@ stop. ``_processes`` and ``_failure`` change only between awaits; ``_stop`` is s
 
     spawn → config on its stdin → report on its stdout → serving → exit → back-off → spawn
 
+A mount stands aside from the workers: the server goes on without it, however often it dies, and
+when somebody unmounts it, it stays so until the server is started again.
+
 docs/decisions/0001-supervisor-and-workers.md says why there are processes at all.
 """
 
@@ -50,6 +53,8 @@ class Patience:
     delay_s: float = 0.1
     """Before the first restart; doubled for each further quick death."""
     delay_s_max: float = 5.0
+    aside_delay_s_max: float = 60.0
+    """The same of a process that the others do not need: it is started again for ever."""
 
 
 DEFAULT_PATIENCE = Patience()
@@ -88,7 +93,12 @@ class Supervisor:
         """Return what does not serve now, to be shown to people; all of it while stopping."""
         if self._stop.is_set():
             return ["the server is stopping"]
-        numbers = [config.number for config in self._configs]
+        numbers = [
+            config.number
+            for config in self._configs
+            # A mount that is away is no reason to send S3 requests elsewhere.
+            if self._waiting or not _stands_aside(config)
+        ]
         return [f"worker {number}" for number in numbers if number not in self._serving]
 
     async def run(self, beside: Callable[[], Awaitable[None]] | None = None) -> None:
@@ -163,7 +173,11 @@ class Supervisor:
                 return
             served = True
             quick_deaths = quick_deaths + 1 if lived_s < self._patience.quick_s else 0
-            if quick_deaths > self._patience.quick_deaths_max:
+            if _stands_aside(config):
+                if status == 0:
+                    await self._leave_unmounted(config)
+                    return
+            elif quick_deaths > self._patience.quick_deaths_max:
                 self._fail(
                     WorkersFailed(
                         f"worker {config.number} died {quick_deaths} times in a row "
@@ -171,12 +185,11 @@ class Supervisor:
                     )
                 )
                 return
-            delay_s = min(
-                self._patience.delay_s * 2 ** max(0, quick_deaths - 1),
-                self._patience.delay_s_max,
-            )
+            delay_s = self._delay_s(config, quick_deaths)
             log.error(
-                "worker died; starting another",
+                "mount died; mounting again"
+                if _stands_aside(config)
+                else "worker died; starting another",
                 worker=config.number,
                 ended=_describe(status),
                 why=report.message if report is not None else "",
@@ -184,6 +197,22 @@ class Supervisor:
             )
             with trio.move_on_after(delay_s):
                 await self._stop.wait()
+
+    def _delay_s(self, config: WorkerConfig, quick_deaths: int) -> float:
+        patience = self._patience
+        longest = patience.aside_delay_s_max if _stands_aside(config) else patience.delay_s_max
+        # Who died often enough would make the number too large for a float.
+        return min(patience.delay_s * 2.0 ** min(max(0, quick_deaths - 1), 30), longest)
+
+    async def _leave_unmounted(self, config: WorkerConfig) -> None:
+        """Somebody unmounted it, or asked its process to end: they had a reason."""
+        assert config.mount is not None
+        log.warning(
+            "unmounted by somebody; it stays so until the server is started again",
+            worker=config.number,
+            target=str(config.mount.target),
+        )
+        await self._stop.wait()
 
     async def _run_once(
         self, config: WorkerConfig, *, first: bool
@@ -261,6 +290,11 @@ async def _put_away(process: trio.Process) -> None:
     for pipe in (process.stdin, process.stdout):
         if pipe is not None:
             await pipe.aclose()
+
+
+def _stands_aside(config: WorkerConfig) -> bool:
+    """Say whether the others serve without it."""
+    return config.mount is not None
 
 
 def _start_failure(number: int, report: Report | None, status: int) -> ConfigError | WorkersFailed:

@@ -34,7 +34,12 @@ TASKS_MAX = 128
 """Requests of the kernel that are worked on at once."""
 
 STOP_S = 30.0
-"""For running requests and commits to end once a stop was asked for."""
+"""For running requests to end once a stop was asked for."""
+
+COMMIT_S = 40.0
+"""From then on, for what programs still have open to be committed; ``COMMIT_S_MIN`` at least."""
+
+COMMIT_S_MIN = 10.0
 
 DEVICE = Path("/dev/fuse")
 
@@ -146,10 +151,11 @@ async def _serve(
         operations.start_writing(_staging_folder(view), nursery)
         # In nurseries of their own, to be ended one after the other.
         async with trio.open_nursery() as serving:
-            serving.start_soon(_serve_kernel, stop)
+            serving.start_soon(_serve_kernel, stop, view.log)
             background = Background(view, operations, ready)
             serving.start_soon(background.run)
             await stop.wait()
+            commit_until = trio.current_time() + COMMIT_S
             with trio.move_on_after(STOP_S) as patience:
                 # While requests are still answered: its thread may be waiting for one.
                 await background.stop()
@@ -161,10 +167,11 @@ async def _serve(
             pyfuse3.terminate()
             if not background.ended.is_set():
                 _set_free(view, device)
-        with trio.move_on_after(STOP_S, shield=True) as patience:
+        commit_until = max(commit_until, trio.current_time() + COMMIT_S_MIN)
+        with trio.move_on_at(commit_until, shield=True) as patience:
             await operations.aclose()
         if patience.cancelled_caught:
-            view.log.error("files were still being committed when time was over", limit_s=STOP_S)
+            view.log.error("files were still being committed when time was over")
         nursery.cancel_scope.cancel()
 
 
@@ -189,9 +196,11 @@ def _staging_folder(view: View) -> Path:
     return folder
 
 
-async def _serve_kernel(stop: trio.Event) -> None:
+async def _serve_kernel(stop: trio.Event, log: structlog.typing.FilteringBoundLogger) -> None:
     try:
         await pyfuse3.main(max_tasks=TASKS_MAX)
+        if not stop.is_set():
+            log.info("unmounted by somebody else")
     finally:
         stop.set()
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.rows import write_rows
+from tests.support.clients import s3_client
 from tests.support.mounts import mounted, run
 from tests.support.server import LODE, ROOT, clean_environment, lode, serving
 
@@ -179,6 +180,28 @@ def test_the_server_mounts_every_bucket_and_mounts_again_after_a_kill(
                 assert time.monotonic() < deadline
         assert server.stop() == 0
     assert not os.path.ismount(target)
+
+
+def test_the_server_goes_on_without_a_mount_that_somebody_unmounts(
+    store: Path, target: Path
+) -> None:
+    with serving(store, "--workers", "1", "--mount", str(target)) as server:
+        (mounting,) = [worker for worker in server.workers if has_fuse(worker)]
+        descriptor = os.pidfd_open(mounting)
+        run("umount", str(target))
+        wait_gone(descriptor)
+        deadline = time.monotonic() + STOP_S
+        while not [
+            entry for entry in server.log if "unmounted by somebody;" in str(entry["event"])
+        ]:
+            assert time.monotonic() < deadline
+        s3 = s3_client(server)
+        s3.put_object(Bucket="bucket", Key="new", Body=b"y")
+        assert s3.get_object(Bucket="bucket", Key="new")["Body"].read() == b"y"
+        s3.close()
+        assert not [worker for worker in server.workers if has_fuse(worker)]
+        assert not os.path.ismount(target)
+        assert server.stop() == 0
 
 
 def test_fstab_helper_translates_options(store: Path, target: Path) -> None:

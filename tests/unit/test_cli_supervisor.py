@@ -21,6 +21,7 @@ from cli.supervisor import Patience, Supervisor
 from engine.config import StoreConfig
 from engine.errors import ConfigError
 from engine.http.crowd import make_board
+from fs.options import MountOptions
 from tests.support import fake_worker
 from tests.support.logs import Logs
 
@@ -34,9 +35,10 @@ BOARD = make_board(8)
 """Inherited by all workers of all tests here; nobody counts on it."""
 
 
-def config(number: int) -> WorkerConfig:
+def config(number: int, mount: MountOptions | None = None) -> WorkerConfig:
     return WorkerConfig(
         number=number,
+        mount=mount,
         store=StoreConfig(data=Path("/nowhere")),
         sockets=[],
         board=BOARD,
@@ -58,9 +60,13 @@ def supervisor(
     workers: int = 1,
     ready: Callable[[], None] = lambda: None,
     patience: Patience = HASTE,
+    mount: MountOptions | None = None,
 ) -> Supervisor:
+    """``mount``: the last one mounts."""
     command = [sys.executable, str(fake_worker.__file__), str(folder), *steps]
-    configs = [config(number) for number in range(1, workers + 1)]
+    configs = [
+        config(number, mount if number == workers else None) for number in range(1, workers + 1)
+    ]
     return Supervisor(command, configs, ready=ready, patience=patience)
 
 
@@ -217,3 +223,67 @@ async def test_cancelling_leaves_no_process(tmp_path: Path) -> None:
         await supervisor(tmp_path, "deaf", workers=2, ready=scope.cancel).run()
     assert scope.cancelled_caught
     assert_all_gone(tmp_path)
+
+
+MOUNT = MountOptions(target=Path("/somewhere"))
+
+
+async def test_a_mount_may_die_for_ever_and_the_server_goes_on(tmp_path: Path, logs: Logs) -> None:
+    logs.expect("mount died")
+    often = HASTE.quick_deaths_max * 2
+    steps = ["die", "refuse", "vanish"] * often + ["serve"]
+    running = supervisor(tmp_path, *steps, mount=MOUNT)
+    with trio.fail_after(GIVE_UP_S):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(running.run)
+            while not lives_so_far(tmp_path) or lives(tmp_path)[-1] != "serve":  # noqa: ASYNC110
+                await trio.sleep(0.01)
+            assert running.missing() == []
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert lives(tmp_path) == steps
+    assert logs.events.count("mount died; mounting again") == often * 3
+    assert_all_gone(tmp_path)
+
+
+async def test_a_mount_that_keeps_dying_is_started_ever_more_rarely(
+    tmp_path: Path, logs: Logs
+) -> None:
+    logs.expect("mount died")
+    patience = Patience(delay_s=0.001, aside_delay_s_max=0.004, quick_deaths_max=0)
+    running = supervisor(tmp_path, *["die"] * 5, "serve", mount=MOUNT, patience=patience)
+    with trio.fail_after(GIVE_UP_S):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(running.run)
+            while not lives_so_far(tmp_path) or lives(tmp_path)[-1] != "serve":  # noqa: ASYNC110
+                await trio.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGTERM)
+    delays = [entry["delay_s"] for entry in logs.entries if "delay_s" in entry]
+    assert delays == [0.001, 0.002, 0.004, 0.004, 0.004]
+
+
+async def test_a_mount_that_cannot_be_made_at_first_ends_the_server(tmp_path: Path) -> None:
+    with trio.fail_after(GIVE_UP_S), pytest.raises(ConfigError, match="no such folder"):
+        await supervisor(tmp_path, "usage", mount=MOUNT).run()
+
+
+async def test_what_somebody_unmounts_stays_so(tmp_path: Path, logs: Logs) -> None:
+    logs.expect("unmounted by somebody")
+
+    def unmount() -> None:
+        os.kill(int((tmp_path / "lives-2").read_text().split()[0]), signal.SIGTERM)
+
+    running = supervisor(tmp_path, "serve", workers=2, ready=unmount, mount=MOUNT)
+    with trio.fail_after(GIVE_UP_S):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(running.run)
+            await logs.wait_for(
+                "unmounted by somebody; it stays so until the server is started again"
+            )
+            assert running.missing() == []
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert [lives(tmp_path, number) for number in (1, 2)] == [["serve"], ["serve"]]
+    assert_all_gone(tmp_path)
+
+
+def lives_so_far(folder: Path, number: int = 1) -> bool:
+    return (folder / f"lives-{number}").exists()
