@@ -8,7 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -54,8 +54,11 @@ def server_of(target: Path) -> int:
 
 def has_fuse(process: int) -> bool:
     """Say whether a process serves a mount."""
-    descriptors = Path(f"/proc/{process}/fd")
-    return any(os.readlink(link) == "/dev/fuse" for link in descriptors.iterdir())
+    for link in Path(f"/proc/{process}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            if os.readlink(link) == "/dev/fuse":
+                return True
+    return False
 
 
 def wait_gone(descriptor: int) -> None:
