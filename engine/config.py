@@ -94,6 +94,8 @@ class StoreConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Without an answer for so long, a member or drive gets no new fragments."""
     down_s: float = 30.0
     """Without an answer for so long, it is not asked for fragments any more."""
+    straggler_s: float = 3.0
+    """Once enough nodes have taken a write to be safe, the others get so long to catch up."""
     lost_s: float = 900.0
     """Down for so long, its fragments are made anew elsewhere."""
     repair_rate: int = 0

@@ -4,7 +4,8 @@ Life: ``write`` once per batch of stripes, then ``commit``, or ``undo`` at any p
 
 Nodes that live in this process are opened and written to inside the worker thread that hashes and
 codes: one thread hop per batch serves all of them. The others are written to concurrently, from
-tasks. A node that fails is dropped from the chunk; as long as enough remain the write goes on.
+tasks. A node that fails, or is much slower than the others, is dropped from the chunk; as long as
+enough remain the write goes on.
 
 Concurrency: one call at a time. ``_open``, ``_failures`` and ``_committed`` are changed by worker
 threads, but only while the trio side waits for them.
@@ -12,7 +13,8 @@ threads, but only while the trio side waits for them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 
 import trio
 
@@ -21,6 +23,7 @@ from engine.data.context import Context
 from engine.data.digests import Digests
 from engine.data.layout import HASH_SIZE, PAGE, Layout, block_hash, hash_space, round_up
 from engine.data.removal import delete_fragments
+from engine.data.stragglers import gather
 from engine.errors import NoSpace, Unavailable
 from engine.ids import ChunkId, FragmentId, NodeId, fragment_id
 from engine.meta.records import ChunkOwner, ChunkRecord
@@ -28,6 +31,7 @@ from engine.node.contract import (
     BlockingWriter,
     Buffer,
     Node,
+    NodeDown,
     NodeError,
     NodeFull,
     Writer,
@@ -136,9 +140,7 @@ class ChunkWriter:
             )
             remote = [(index, f) for index, f in self._open.items() if f.remote is not None]
             if remote and pieces:
-                async with trio.open_nursery() as nursery:
-                    for index, fragment in remote:
-                        nursery.start_soon(self._write_remote, index, fragment, pieces[index])
+                await self._write_all_remote(remote, pieces)
         finally:
             scratch.release()
         self._settle()
@@ -153,9 +155,17 @@ class ChunkWriter:
             [(index, only)] = self._open.items()
             await self._commit_one(index, only)
         else:
-            async with trio.open_nursery() as nursery:
-                for index, fragment in self._open.items():
-                    nursery.start_soon(self._commit_one, index, fragment)
+            # What is given up may yet become durable: its fragment is then an orphan.
+            late = await gather(
+                {
+                    index: partial(self._commit_one, index, fragment)
+                    for index, fragment in self._open.items()
+                },
+                required=self._required,
+                patience_s=self._context.config.straggler_s,
+            )
+            for index in late:
+                await self._give_up(self._open[index])
         self._open = {}
         self._settle(len(self._committed))
 
@@ -258,15 +268,38 @@ class ChunkWriter:
                     fragment.local.abort()
         return pieces
 
+    async def _write_all_remote(
+        self, remote: Sequence[tuple[int, _Fragment]], pieces: Mapping[int, Sequence[Buffer]]
+    ) -> None:
+        late = await gather(
+            {
+                index: partial(self._write_remote, index, fragment, pieces[index])
+                for index, fragment in remote
+            },
+            required=self._required - (len(self._open) - len(remote)),
+            patience_s=self._context.config.straggler_s,
+        )
+        for index, fragment in remote:
+            if index in late:
+                self._open.pop(index, None)
+                await self._give_up(fragment)
+
+    async def _give_up(self, fragment: _Fragment) -> None:
+        self._note(fragment.node.node_id, NodeDown("too slow"))
+        if fragment.remote is not None:
+            await self._abort_remote(fragment.node, fragment.remote)
+
     async def _write_remote(
         self, index: int, fragment: _Fragment, pieces: Sequence[Buffer]
-    ) -> None:
+    ) -> bool:
         assert fragment.remote is not None
         try:
             await fragment.remote.write(pieces)
         except NodeError as error:
             self._drop(index, fragment, error)
             await self._abort_remote(fragment.node, fragment.remote)
+            return False
+        return True
 
     async def _abort_remote(self, node: Node, writer: Writer) -> None:
         try:
@@ -338,7 +371,8 @@ class ChunkWriter:
                 raise NoSpace
             raise Unavailable(f"{left} of {self._required} nodes that a write needs")
 
-    async def _commit_one(self, index: int, fragment: _Fragment) -> None:
+    async def _commit_one(self, index: int, fragment: _Fragment) -> bool:
+        """Return whether the fragment is durable now."""
         node_id = fragment.node.node_id
         try:
             if fragment.local is not None:
@@ -358,6 +392,8 @@ class ChunkWriter:
             self._note(node_id, error)
             if fragment.remote is not None:
                 await self._abort_remote(fragment.node, fragment.remote)
+            return False
+        return True
 
     def _commit_local(self, index: int, node_id: NodeId, writer: BlockingWriter) -> None:
         self._touched[index] = node_id

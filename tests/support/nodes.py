@@ -149,9 +149,13 @@ class MemoryNode:
         self.blocking: MemoryBlocking | None = self.memory if local else None
         self.delay_s = 0.0
         """Every call of the asynchronous side takes so long."""
+        self.open_delay_s: float | None = None
+        """Opening a writer takes so long, if it is another time."""
+        self.commit_delay_s: float | None = None
+        """The same for its commit."""
 
-    async def _wait(self) -> None:
-        await trio.sleep(self.delay_s)
+    async def _wait(self, delay_s: float | None = None) -> None:
+        await trio.sleep(self.delay_s if delay_s is None else delay_s)
 
     async def read_into(
         self, fragment: FragmentId, offset: int, buffers: Sequence[memoryview]
@@ -160,7 +164,7 @@ class MemoryNode:
         self.memory.read_into(fragment, offset, buffers, nowait=False)
 
     async def open_writer(self, fragment: FragmentId, size_max: int) -> AsyncMemoryWriter:
-        await self._wait()
+        await self._wait(self.open_delay_s)
         return AsyncMemoryWriter(self, self.memory.open_writer(fragment, size_max))
 
     async def delete(self, fragments: Sequence[FragmentId]) -> None:
@@ -193,7 +197,7 @@ class AsyncMemoryWriter:
         self._writer.write(buffers)
 
     async def commit(self) -> None:
-        await self._node._wait()
+        await self._node._wait(self._node.commit_delay_s)
         self._writer.commit()
 
     async def abort(self) -> None:
