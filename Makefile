@@ -19,7 +19,7 @@ CODE := cli dav engine fs s3 tests benchmarks
 # Not in a .flake8 file: flake8 takes codes of five letters on its command line only.
 ASYNC_RULES := --isolated --select=ASYNC1,ASYNC2 --extend-ignore=ASYNC109,ASYNC114,ASYNC124,ASYNC128
 
-.PHONY: help run setup setup-dev test check format bench soak lock clean
+.PHONY: help run setup setup-dev test check format bench bench-mount soak lock clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -54,6 +54,9 @@ format: $(DEV_STAMP)  ## Format the code and fix what can be fixed
 
 bench: $(DEV_STAMP)  ## Measure against a bare server and nginx; prints a table, writes JSON
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+bench-mount: $(DEV_STAMP)  ## Measure the mount against rclone, s3fs and a file system that does nothing
+	@$(BIN)/python -m benchmarks.mount $(ARGS)
 
 soak: $(DEV_STAMP)  ## Run the long tests that `make test` leaves out
 	@$(BIN)/pytest -m soak $(ARGS)
