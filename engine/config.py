@@ -47,12 +47,13 @@ class Profile(msgspec.Struct, frozen=True):
 
 
 class MemberTls(msgspec.Struct, frozen=True, kw_only=True):
-    """What a gateway shows to members, and what it accepts from them: mutual TLS. PEM files."""
+    """What a gateway shows to members, and what it accepts from them. PEM files."""
 
     ca: Path
     """Who signs the members' certificates."""
-    cert: Path
-    key: Path
+    cert: Path | None = None
+    """What the gateway shows itself; None: nothing."""
+    key: Path | None = None
 
 
 class StoreConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,6 +83,9 @@ class StoreConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Bound on the bytes of stripes that one process holds beyond one stripe per request."""
     reserve: int = 256 * MIB
     """Room kept free on each drive for deletes, metadata and compaction."""
+    meta: str = ""
+    """Where the metadata is: ``fdb:CLUSTERFILE`` (``engine.meta.fdb_location``); empty: where the
+    data folder says, in a new one the folder itself."""
     meta_vfs: str = ""
     """Name of an SQLite VFS for the embedded store; tests put faults in with it."""
     index_vfs: str = ""

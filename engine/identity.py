@@ -17,10 +17,12 @@ OURS = {FILE, FILE + ".new", "credentials.json", "meta", "drive", "lost+found"}
 """What a data folder may hold besides drive folders."""
 
 
-class StoreIdentity(msgspec.Struct, frozen=True):
+class StoreIdentity(msgspec.Struct, frozen=True, omit_defaults=True):
     format: int
     store_id: str
     created_ms: int
+    meta: str = ""
+    """Where its metadata lies, as ``StoreConfig.meta`` says it; empty: in the folder itself."""
 
 
 def read_identity(data: Path) -> StoreIdentity:
@@ -43,20 +45,28 @@ def read_identity(data: Path) -> StoreIdentity:
     return identity
 
 
-def read_or_make_identity(config: StoreConfig, now_ms: int) -> StoreIdentity:
+def read_or_make_identity(
+    config: StoreConfig, now_ms: int, store_id: str | None = None
+) -> StoreIdentity:
     """Return the store's identity; in an empty or absent folder a new one, durably.
 
-    Raises: ConfigError: the folder has other content, or cannot be written.
+    Args:
+        store_id: of the store that is known to be in the metadata; None: this folder decides.
+    Raises:
+        ConfigError: the folder has other content, belongs to another store or to metadata
+            elsewhere, or cannot be written.
     """
     data = config.data
     try:
         data.mkdir(parents=True, exist_ok=True)
         if (data / FILE).exists():
             _check_writable(data)
-            return read_identity(data)
+            identity = read_identity(data)
+            _check_same(config, identity, store_id)
+            return identity
         _check_ours(config)
-        identity = StoreIdentity(FORMAT, uuid.uuid4().hex, now_ms)
-        _write_durably(data / FILE, msgspec.json.format(msgspec.json.encode(identity)) + b"\n")
+        identity = StoreIdentity(FORMAT, store_id or uuid.uuid4().hex, now_ms, config.meta)
+        write_identity(data, identity)
     except FileExistsError:
         raise ConfigError(f"{data}: not a folder; name another with --data") from None
     except OSError as error:
@@ -64,6 +74,24 @@ def read_or_make_identity(config: StoreConfig, now_ms: int) -> StoreIdentity:
             f"{data}: {error.strerror}; name a folder that can be written with --data"
         ) from None
     return identity
+
+
+def write_identity(data: Path, identity: StoreIdentity) -> None:
+    """Write the identity, durably and at once. Raises OSError."""
+    _write_durably(data / FILE, msgspec.json.format(msgspec.json.encode(identity)) + b"\n")
+
+
+def _check_same(config: StoreConfig, identity: StoreIdentity, store_id: str | None) -> None:
+    if config.meta and config.meta != identity.meta:
+        raise ConfigError(
+            f"{config.data}: this store's metadata is in {identity.meta or 'this folder'}, not in "
+            f"{config.meta}; `lode meta copy` moves it"
+        )
+    if store_id is not None and store_id != identity.store_id:
+        raise ConfigError(
+            f"{config.data}: belongs to the store {identity.store_id}; the metadata in "
+            f"{identity.meta} is of the store {store_id}"
+        )
 
 
 def _check_writable(data: Path) -> None:

@@ -12,6 +12,7 @@ from functools import partial
 import structlog
 import trio
 
+from engine.cluster.admin import make_secret
 from engine.cluster.heartbeat import Heartbeat
 from engine.cluster.view import ClusterView
 from engine.cluster.wire import Connect, connect_over_http
@@ -26,8 +27,8 @@ from engine.identity import read_identity, read_or_make_identity
 from engine.ids import Clock, Random
 from engine.locks import sweep_locks
 from engine.meta import keyspace
-from engine.meta.embedded import open_embedded
 from engine.meta.kv import Database, ReadTransaction, Transaction
+from engine.metadata import open_metadata, shared_store_id
 from engine.node.disk import Disk, RealDisk
 from engine.rename_tree import finish_all
 from engine.services.collector import collect
@@ -59,19 +60,31 @@ class WallClock:
 
 
 async def prepare_store(
-    config: StoreConfig, *, disk: Disk | None = None, clock: Clock | None = None
+    config: StoreConfig,
+    *,
+    disk: Disk | None = None,
+    clock: Clock | None = None,
+    cluster: bool = False,
+    cluster_secret: bytes | None = None,
 ) -> None:
     """Make the store if the folder is new, and see to its drives; before any process opens it.
 
+    Args:
+        cluster: its drives are to be those of its members; it gets a secret, and no drive.
+        cluster_secret: None: the one that it has, or a new one.
     Raises: ConfigError: what is wrong with which folder or setting.
     """
     disk, clock = disk or RealDisk(), clock or WallClock()
-    identity = read_or_make_identity(config, clock())
+    identity = read_or_make_identity(config, clock(), await shared_store_id(config))
     lock = os.open(config.data / "lode.json", os.O_RDONLY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         (config.data / "meta").mkdir(exist_ok=True)
-        async with open_embedded(config.data / "meta" / "store.sqlite", vfs=config.meta_vfs) as db:
+        async with open_metadata(config) as db:
+            if cluster:
+                # The secret is among the metadata.
+                (config.data / "meta").chmod(0o700)
+                await make_secret(db, cluster_secret)
             await _settle_profile(config, db)
             await prepare_drives(config, db, identity.store_id, disk, clock())
     finally:
@@ -127,9 +140,7 @@ async def open_engine(
     disk, clock = disk or RealDisk(), clock or WallClock()
     identity = read_identity(config.data)
     async with AsyncExitStack() as stack:
-        db = await stack.enter_async_context(
-            open_embedded(config.data / "meta" / "store.sqlite", vfs=config.meta_vfs)
-        )
+        db = await stack.enter_async_context(open_metadata(config))
         limiters = Limiters(
             work=trio.CapacityLimiter(WORK_THREADS), disk=trio.CapacityLimiter(DISK_THREADS)
         )

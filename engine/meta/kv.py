@@ -20,7 +20,9 @@ from typing import Protocol, TypeVar
 
 from engine.errors import EngineError, StorageError
 
-KEY_SIZE_MAX = 10_000
+KEY_SIZE_MAX = 9_900
+"""FoundationDB's 10,000 less the prefix under which it keeps a store."""
+
 VALUE_SIZE_MAX = 100_000
 TRANSACTION_SIZE_MAX = 10_000_000
 TRANSACTION_S_MAX = 5.0

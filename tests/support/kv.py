@@ -16,9 +16,11 @@ import apsw
 import trio
 
 from engine.meta.embedded import EmbeddedOptions, open_embedded
+from engine.meta.fdb import open_fdb
 from engine.meta.kv import Database, Transaction
 from engine.meta.memory import MemoryDatabase
 from engine.meta.sqlite_lock import WriteLock
+from tests.support import fdb_server
 
 OpenKv: TypeAlias = Callable[[Path], AbstractAsyncContextManager[Database]]
 """Opens the store that belongs to a folder; empty the first time."""
@@ -40,10 +42,17 @@ async def _embedded(folder: Path) -> AsyncIterator[Database]:
         yield database
 
 
+@asynccontextmanager
+async def _fdb(folder: Path) -> AsyncIterator[Database]:
+    async with open_fdb(fdb_server.location(folder)) as database:
+        yield database
+
+
 IMPLEMENTATIONS: dict[str, OpenKv] = {
     "memory": _memory,
     "memory-chaos": _chaotic,
     "embedded": _embedded,
+    "fdb": _fdb,
 }
 
 

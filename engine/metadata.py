@@ -1,0 +1,69 @@
+"""Which metadata store a data folder uses, and how it is opened."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from engine.config import StoreConfig
+from engine.identity import FILE, read_identity
+from engine.meta import keyspace
+from engine.meta.embedded import open_embedded
+from engine.meta.fdb import FdbLocation, open_fdb
+from engine.meta.kv import Database, Transaction
+
+STORE_ID = keyspace.setting("store")
+"""Id of the store, where several data folders share its metadata."""
+
+
+def metadata_location(config: StoreConfig) -> FdbLocation | None:
+    """Return the place on FoundationDB; None: the metadata is in the data folder.
+
+    Raises: ConfigError: the setting cannot be read, or the folder holds no store and nothing
+        else says where its metadata is.
+    """
+    text = config.meta
+    if not text and (config.data / FILE).exists():
+        text = read_identity(config.data).meta
+    return FdbLocation.parse(text) if text else None
+
+
+def embedded_file(data: Path) -> Path:
+    return data / "meta" / "store.sqlite"
+
+
+@asynccontextmanager
+async def open_metadata(config: StoreConfig) -> AsyncIterator[Database]:
+    """Open the store's metadata.
+
+    Raises: ConfigError; Unavailable: FoundationDB does not answer.
+    """
+    location = metadata_location(config)
+    if location is None:
+        async with open_embedded(embedded_file(config.data), vfs=config.meta_vfs) as embedded:
+            yield embedded
+        return
+    async with open_fdb(location) as database:
+        yield database
+
+
+async def shared_store_id(config: StoreConfig) -> str | None:
+    """Return the id that all data folders of this store have, made if it is new; None: there is
+    one folder, which knows it.
+
+    Raises: ConfigError, Unavailable.
+    """
+    if metadata_location(config) is None:
+        return None
+    made = uuid.uuid4().hex
+
+    async def settle(tr: Transaction) -> str:
+        known = await tr.get(STORE_ID)
+        if known is None:
+            tr.set(STORE_ID, made.encode())
+        return made if known is None else known.decode()
+
+    async with open_metadata(config) as db:
+        return await db.run(settle)
