@@ -46,11 +46,12 @@ async def get(request: DavRequest, crossing: Crossing) -> Reply | None:
 
 
 async def options(request: DavRequest, crossing: Crossing) -> Reply:
-    """Say what can be done; the same for every path, so it tells nothing about what exists."""
+    """Never called: what is the same for every path is answered without crossing."""
     return Reply(200, options_headers(request.config))
 
 
 def options_headers(config: DavConfig) -> list[tuple[str, str]]:
+    """Say what can be done; the same for every path, so it tells nothing about what exists."""
     names = [name for name in HANDLERS if name not in WRITING or not config.read_only]
     return [
         ("DAV", DAV_CLASSES if not config.read_only else "1, 3"),
@@ -118,9 +119,10 @@ class DavRequests(RequestServer):
         if config.read_only and method in WRITING:
             raise DavError(403, "this server is read-only", headers=[allow])
         request = DavRequest(environ, start_response, provider.engine, config, provider.room)
-        if not request.user and method == "HEAD":
+        if method == "OPTIONS" or (not request.user and method == "HEAD"):
             # Office asks before it logs in; it learns nothing but that this is a server.
             return request.answer(Reply(200, options_headers(config)))
+        request.body.fetch()
         reply = provider.portal.run(
             partial(handler, request),
             request.client,

@@ -3,6 +3,9 @@
 Nothing is read, and no ``100 Continue`` sent, before the first pull, so a request is
 authenticated first. The end is the announced end: a connection that closes before it is
 ``BodyBroken``, never a short body.
+
+A small body that nobody has to be asked for is fetched whole, so that the trio run has it without
+crossing into the thread and back for it.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from engine.http.message import BodyBroken
 _CHUNK_SIZE = re.compile(rb"[0-9A-Fa-f]{1,15}")
 LINE_SIZE_MAX = 4096
 TRAILER_SIZE_MAX = 16 * 1024
+SMALL = 64 * 1024
 
 
 class RequestBody:
@@ -30,7 +34,7 @@ class RequestBody:
         """``length`` None: chunked. ``send_continue``: what the client waits for, if it does."""
         self.length = length
         self.received = 0
-        """Bytes of the body that were pulled so far."""
+        """Bytes of the body that came so far."""
         self.finished = length == 0
         self.waiting = send_continue is not None
         """The client has not been told to send the body."""
@@ -39,12 +43,32 @@ class RequestBody:
         self._left = 0 if length is None else length
         """Bytes left of the body, or of the current chunk."""
         self._in_chunk = False
+        self._held: memoryview | None = None
+        """What is left of a body that was fetched."""
+
+    def fetch(self) -> None:
+        """Read the body into memory if it is small and already on its way. Raises: BodyBroken."""
+        if self.finished or self.waiting or self.length is None or self.length > SMALL:
+            return
+        held = memoryview(bytearray(self.length))
+        self.readinto(held)
+        self._held = held
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether reading never blocks."""
+        return self._held is not None or self.length == 0
 
     def readinto(self, view: memoryview) -> int:
         """Fill ``view``; fewer bytes only at the end of the body, then 0.
 
         Raises: BodyBroken: ``disconnected``, ``timeout`` or ``framing``.
         """
+        if self._held is not None:
+            filled = min(len(view), len(self._held))
+            view[:filled] = self._held[:filled]
+            self._held = self._held[filled:]
+            return filled
         filled = 0
         while filled < len(view) and not self.finished:
             filled += self._pull(view[filled:])
@@ -52,7 +76,13 @@ class RequestBody:
 
     def read(self, size: int = -1) -> bytes:
         """Return ``size`` bytes, or all that is left; fewer at the end. For small bodies."""
+        if self._held is not None and size >= 0:
+            held, self._held = self._held, self._held[size:]
+            return bytes(held[:size])
         if size >= 0:
+            if self.length is not None:
+                # Never more memory than there are bytes.
+                size = min(size, self._left)
             data = bytearray(size)
             return bytes(data[: self.readinto(memoryview(data))])
         parts = []

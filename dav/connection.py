@@ -23,12 +23,13 @@ from cheroot import server as cheroot_server
 from cheroot import wsgi as cheroot_wsgi
 
 from dav.body import RequestBody
-from dav.wire import SocketReader, SocketWriter, peer_left
+from dav.wire import SocketReader, SocketWriter, peer_left, wait_readable
 from engine.http.message import BodyBroken
 
 if TYPE_CHECKING:
     from dav.server import DavServer
 
+NEXT_MS = 5
 LINGER_S = 2.0
 LINGER_SIZE = 8 << 20
 
@@ -210,8 +211,17 @@ class DavConnection(cheroot_server.HTTPConnection):
         """Serve one request, behind the TLS handshake if that is still to do, in this thread."""
         if self.server.tls is not None and not self.secure and not self._shake_hands():
             return False
-        kept: bool = super().communicate()
-        return kept
+        while super().communicate():
+            if not self._next_comes_at_once():
+                return True
+        return False
+
+    def _next_comes_at_once(self) -> bool:
+        """Whether the client's next request begins within ``NEXT_MS`` and nobody waits for the
+        thread: handing the connection back and forth costs as much as a small request."""
+        if self.server.must_hand_back():
+            return False
+        return self.rfile.has_data() or wait_readable(self.socket, NEXT_MS)
 
     def _shake_hands(self) -> bool:
         assert self.server.tls is not None

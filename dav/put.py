@@ -10,7 +10,6 @@ import base64
 import binascii
 import re
 import stat
-from functools import partial
 
 from dav.clients import is_mac_file
 from dav.conditions import write_conditions
@@ -35,14 +34,15 @@ class _BodySource:
     """The body as the engine's ``Source``."""
 
     def __init__(self, request: DavRequest, crossing: Crossing, expected: int | None) -> None:
-        self._body = request.body
+        self._request = request
         self._crossing = crossing
         self._expected = expected
 
     async def readinto(self, buffer: memoryview) -> int:
-        filled = await self._crossing.in_thread(partial(self._body.readinto, buffer))
-        if not filled and self._expected is not None and self._body.received != self._expected:
-            raise IncompleteBody(self._expected, self._body.received)
+        filled = await self._request.readinto(self._crossing, buffer)
+        received = self._request.body.received
+        if not filled and self._expected is not None and received != self._expected:
+            raise IncompleteBody(self._expected, received)
         return filled
 
 
@@ -169,6 +169,6 @@ async def _mac_file(request: DavRequest, crossing: Crossing) -> Reply:
     if request.config.mac_files is MacFiles.REFUSE:
         raise DavError(403, "files of macOS are refused here")
     buffer = memoryview(bytearray(64 * 1024))
-    while await crossing.in_thread(partial(request.body.readinto, buffer)):
+    while await request.readinto(crossing, buffer):
         pass
     return Reply(201)

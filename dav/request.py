@@ -101,6 +101,18 @@ class DavRequest:
 
     # In the trio run
 
+    async def read(self, crossing: Crossing, size: int) -> bytes:
+        """Return ``size`` bytes of the body; fewer at its end. Raises: BodyBroken."""
+        if self.body.in_memory:
+            return self.body.read(size)
+        return await crossing.in_thread(partial(self.body.read, size))
+
+    async def readinto(self, crossing: Crossing, buffer: memoryview) -> int:
+        """Fill ``buffer`` from the body; fewer bytes at its end, then 0. Raises: BodyBroken."""
+        if self.body.in_memory:
+            return self.body.readinto(buffer)
+        return await crossing.in_thread(partial(self.body.readinto, buffer))
+
     async def begin(self, crossing: Crossing, status: int, headers: HeaderPairs) -> None:
         """Start an answer whose body follows by ``send``. Without Content-Length it is chunked."""
         await crossing.in_thread(partial(self.begin_in_thread, status, headers))

@@ -161,6 +161,10 @@ class DavServer(cheroot_server.HTTPServer):
             self.log.warning("dav.overloaded", peer=conn.remote_addr)
             conn.close()
 
+    def must_hand_back(self) -> bool:
+        """Whether a thread should leave its connection now: for another one, or for a stop."""
+        return not self.ready or self.requests.qsize > 0
+
     def stop(self) -> None:
         """Accept no more, let running requests end for ``limits.stop_s``, then cut them off."""
         if not self.ready:

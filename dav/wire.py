@@ -124,3 +124,10 @@ def peer_left(sock: socket.socket) -> bool:
     poller = select.poll()
     poller.register(sock.fileno(), select.POLLRDHUP | select.POLLHUP | select.POLLERR)
     return bool(poller.poll(0))
+
+
+def wait_readable(sock: socket.socket, limit_ms: int) -> bool:
+    """Whether bytes, or the end, come within the time."""
+    poller = select.poll()
+    poller.register(sock.fileno(), select.POLLIN)
+    return bool(poller.poll(limit_ms))

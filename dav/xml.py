@@ -6,7 +6,6 @@ No document type, so no entities; a bound on the size comes with the request's l
 from __future__ import annotations
 
 import re
-from functools import partial
 from html import escape as _escape
 from typing import TYPE_CHECKING
 from xml.etree.ElementTree import Element, ParseError, tostring
@@ -75,7 +74,7 @@ async def read_xml(request: DavRequest, crossing: Crossing) -> Element | None:
     limit = request.config.limits.xml_size
     if (request.body.length or 0) > limit:
         raise DavError(413, f"XML has at most {limit} bytes")
-    data = await crossing.in_thread(partial(request.body.read, limit + 1))
+    data = await request.read(crossing, limit + 1)
     if len(data) > limit:
         raise DavError(413, f"XML has at most {limit} bytes")
     if not data:
