@@ -20,6 +20,7 @@ from engine.http.message import (
     BodyBroken,
     Buffer,
     ConnectionNote,
+    FileSpan,
     Handler,
     Request,
     Response,
@@ -335,7 +336,12 @@ class Connection:
         return keep
 
     async def _send_stream(
-        self, iterator: AsyncIterator[Buffer], head: bytes, length: int | None, *, chunked: bool
+        self,
+        iterator: AsyncIterator[Buffer | FileSpan],
+        head: bytes,
+        length: int | None,
+        *,
+        chunked: bool,
     ) -> None:
         """Send head and body. The head waits for the first bytes, so that a stream which fails
         at once can still be answered with an error.
@@ -347,12 +353,18 @@ class Connection:
             if not size:
                 continue  # an empty chunk would end a chunked body
             total += size
+            if length is not None and total > length:
+                raise _WrongLength(f"more than {length} bytes produced")
+            if isinstance(buffer, FileSpan):
+                if chunked:
+                    raise _WrongLength("a file in a chunked response")
+                await transport.send_file(head, buffer)
+                head = b""
+                continue
             if chunked:
                 await transport.send_pair(b"%b%x\r\n" % (head, size), buffer)
                 head = b"\r\n"  # ends this chunk, in front of the next one's size
                 continue
-            if length is not None and total > length:
-                raise _WrongLength(f"more than {length} bytes produced")
             if head:
                 await transport.send_pair(head, buffer)
                 head = b""
@@ -366,7 +378,9 @@ class Connection:
         if head:
             await transport.send(head)
 
-    async def _close_stream(self, stream: ResponseStream, iterator: AsyncIterator[Buffer]) -> None:
+    async def _close_stream(
+        self, stream: ResponseStream, iterator: AsyncIterator[Buffer | FileSpan]
+    ) -> None:
         """Close a stream whatever happened, cancelled or not, in bounded time."""
         with trio.move_on_after(self._limits.aclose_s, shield=True) as scope:
             try:

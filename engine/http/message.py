@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
+import trio
+
 Buffer: TypeAlias = bytes | bytearray | memoryview
 HeaderList: TypeAlias = list[tuple[bytes, bytes]]
 
@@ -29,15 +31,33 @@ class Body(Protocol):
         """
 
 
+@dataclass(frozen=True, slots=True)
+class FileSpan:
+    """Bytes of a file, to be sent without being read into this process where that is possible."""
+
+    fd: int
+    """Open for reading until the stream that gave it is asked for more, or closed."""
+    offset: int
+    size: int
+    """Not 0."""
+    limiter: trio.CapacityLimiter
+    """Bounds the threads in which the file is read, and which wait for its disk."""
+
+    def __len__(self) -> int:
+        return self.size
+
+
 class ResponseStream(Protocol):
     """Bytes of a response, produced as they are sent. ``aclose`` is always called once.
 
     A buffer has items of one byte and is the server's until the next one is asked for; then it
     may be reused. Status and headers are sent with the first buffer, so a stream that raises
-    before it is still answered with 500; later, the connection is aborted.
+    before it is still answered with 500; later, the connection is aborted. A file that turns out
+    to be unreadable, or too short, aborts the connection too. In a chunked response there are no
+    file spans.
     """
 
-    def __aiter__(self) -> AsyncIterator[Buffer]: ...
+    def __aiter__(self) -> AsyncIterator[Buffer | FileSpan]: ...
 
     async def aclose(self) -> None: ...
 

@@ -7,6 +7,9 @@ and waits only when the kernel says so. The price is that fairness is ours: see 
 
 from __future__ import annotations
 
+import errno
+import os
+import select
 import socket
 import ssl
 import struct
@@ -15,13 +18,18 @@ from typing import Final, Protocol
 
 import trio
 
-from engine.http.message import Buffer
+from engine.http.message import Buffer, FileSpan
 
 _YIELD_BYTES: Final = 1 << 20
 """After so many bytes without a wait the task yields, so that one fast client starves nobody."""
 _CALL_COST: Final = 2048
 """What a call counts besides its bytes, so that many small ones yield too."""
 _LINGER_ABORT: Final = struct.pack("ii", 1, 0)
+_FILE_WAIT_MS: Final = 5
+"""So long a thread that sends a file waits for the client; longer waits need no thread."""
+_FILE_STEP: Final = 256 << 10
+_FILE_ERRORS: Final = frozenset((errno.EIO, errno.EINVAL, errno.EBADF, errno.EOVERFLOW))
+"""Of ``sendfile``, when it is the file that fails."""
 
 NOTHING: Final = 0
 READ: Final = 1
@@ -34,6 +42,10 @@ class ConnectionLost(Exception):
 
 class Interrupted(ConnectionLost):
     """``interrupt`` ended a wait: the client was too slow, or we are shutting down."""
+
+
+class FileBroken(Exception):
+    """A file that was to be sent cannot be read, or ends too early."""
 
 
 class Transport(Protocol):
@@ -69,6 +81,9 @@ class Transport(Protocol):
 
     async def send_pair(self, first: bytes, second: Buffer) -> None:
         """Send two buffers one after the other, in one packet where that is possible."""
+
+    async def send_file(self, first: bytes, span: FileSpan) -> None:
+        """Send the buffer, then the file's bytes. Raises FileBroken when they cannot be had."""
 
     def interrupt(self) -> None:
         """Make the call that is blocked now, if any, raise ``Interrupted``."""
@@ -169,11 +184,37 @@ class TcpTransport:
         if count < len(second):
             await self._send_rest(memoryview(second)[count:])
 
-    async def _send_rest(self, data: memoryview) -> None:
+    async def send_file(self, first: bytes, span: FileSpan) -> None:
+        try:
+            count = self._sock.send(first, socket.MSG_MORE) if first else 0
+        except BlockingIOError:
+            count = 0
+        except OSError as error:
+            raise ConnectionLost from error
+        self.sent += count
+        if count < len(first):
+            await self._send_rest(memoryview(first)[count:], socket.MSG_MORE)
+        sent = 0
+        while sent < span.size:
+            if sent:
+                await self._wait(WRITE)
+            # In a thread, since what the page cache does not have comes from the disk.
+            count = await trio.to_thread.run_sync(
+                _send_file,
+                self._fd,
+                span.fd,
+                span.offset + sent,
+                span.size - sent,
+                limiter=span.limiter,
+            )
+            self.sent += count
+            sent += count
+
+    async def _send_rest(self, data: memoryview, flags: int = 0) -> None:
         while data:
             await self._wait(WRITE)
             try:
-                count = self._sock.send(data)
+                count = self._sock.send(data, flags)
             except BlockingIOError:
                 continue
             except OSError as error:
@@ -218,6 +259,33 @@ class TcpTransport:
         if self._sock.fileno() != -1:
             trio.lowlevel.notify_closing(self._fd)
             self._sock.close()
+
+
+def _send_file(sock: int, file: int, offset: int, size: int) -> int:
+    """In a thread: send as much as the socket takes, waiting a little for it to take more.
+
+    Returns how many bytes, maybe 0. Raises ConnectionLost, FileBroken.
+    """
+    sent = 0
+    poll: select.poll | None = None
+    while sent < size:
+        try:
+            count = os.sendfile(sock, file, offset + sent, size - sent)
+        except BlockingIOError:
+            if poll is None:
+                poll = select.poll()
+                poll.register(sock, select.POLLOUT)
+            if not poll.poll(_FILE_WAIT_MS):
+                break
+        except OSError as error:
+            if error.errno in _FILE_ERRORS:
+                raise FileBroken(error.strerror) from error
+            raise ConnectionLost from error
+        else:
+            if not count:
+                raise FileBroken("the file ends too early")
+            sent += count
+    return sent
 
 
 class TlsTransport(TcpTransport):
@@ -283,7 +351,23 @@ class TlsTransport(TcpTransport):
         await self._send_rest(memoryview(first))
         await self._send_rest(memoryview(second))
 
-    async def _send_rest(self, data: memoryview) -> None:
+    async def send_file(self, first: bytes, span: FileSpan) -> None:
+        await self._send_rest(memoryview(first))
+        sent = 0
+        while sent < span.size:
+            size = min(_FILE_STEP, span.size - sent)
+            try:
+                data = await trio.to_thread.run_sync(
+                    os.pread, span.fd, size, span.offset + sent, limiter=span.limiter
+                )
+            except OSError as error:
+                raise FileBroken(error.strerror) from error
+            if not data:
+                raise FileBroken("the file ends too early")
+            await self._send_rest(memoryview(data))
+            sent += len(data)
+
+    async def _send_rest(self, data: memoryview, flags: int = 0) -> None:
         while data:
             try:
                 count = self._tls.send(data)

@@ -10,7 +10,9 @@ import mmap
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Final
 
+from engine.http.message import FileSpan
 from engine.node.contract import NodeBusy
+from engine.node.files import OpenFile
 
 PIECE_SIZE: Final = (1 << 20) + (64 << 10)
 """Bytes that one thread hop writes or reads: a batch's share of a fragment, with block hashes."""
@@ -73,6 +75,33 @@ class Pieces:
             self._idle.append(view)
         elif len(self._small) < self._out_max:
             self._small.append(view)
+
+
+class SpanStream:
+    """A response's body that goes from the page cache to the socket without being copied here."""
+
+    __slots__ = ("_ended", "_file", "_given", "_span", "whole")
+
+    def __init__(self, file: OpenFile, span: FileSpan, ended: Callable[[bool], None]) -> None:
+        """``ended``: called once; told whether everything was sent."""
+        self._file = file  # the descriptor lives as long as this does
+        self._span = span
+        self._ended = ended
+        self._given = False
+        self.whole = False
+
+    def __aiter__(self) -> AsyncIterator[FileSpan]:
+        return self
+
+    async def __anext__(self) -> FileSpan:
+        if self._given:
+            self.whole = True
+            raise StopAsyncIteration
+        self._given = True
+        return self._span
+
+    async def aclose(self) -> None:
+        self._ended(self.whole)
 
 
 class PieceStream:

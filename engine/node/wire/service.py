@@ -23,7 +23,7 @@ from typing import Final, TypeAlias
 import msgspec
 import trio
 
-from engine.http.message import HeaderList, Request, Response
+from engine.http.message import FileSpan, HeaderList, Request, Response, ResponseStream
 from engine.ids import FRAGMENT_ID_SIZE, NODE_ID_SIZE, FragmentId, NodeId
 from engine.node.contract import (
     BlockingWriter,
@@ -35,12 +35,13 @@ from engine.node.contract import (
     NodeRefused,
 )
 from engine.node.drive import Drive
+from engine.node.span import find_span
 from engine.node.verify import verify_fragment
 from engine.node.wire import auth, messages
 from engine.node.wire.auth import Secret, Verifier
 from engine.node.wire.messages import ErrorReport, MemberHealth, Verdict
 from engine.node.wire.metrics import Metrics
-from engine.node.wire.pieces import PIECE_SIZE, Pieces, PieceStream
+from engine.node.wire.pieces import PIECE_SIZE, Pieces, PieceStream, SpanStream
 from engine.node.wire.shelf import Shelf, Slot
 
 _JSON: Final = ((b"Content-Type", b"application/json"),)
@@ -49,6 +50,9 @@ _BINARY: Final = ((b"Content-Type", b"application/octet-stream"),)
 _BUSY: Final = (*_JSON, (b"Retry-After", b"1"))
 _COPY_MAX: Final = 16 << 10
 """Answers up to so long are copied, so that no buffer waits until they are sent."""
+_SPAN_MIN: Final = 128 << 10
+"""From here on a thread that sends a file costs less than copying."""
+_DOUBTFUL_MAX: Final = 1024
 _INLINE_MAX: Final = 1 << 20
 """Copying more than that out of the page cache would hold the event loop for too long."""
 
@@ -84,6 +88,8 @@ class MemberService:
         self._config = config
         self._started_ms = now_ms()
         self._pieces = Pieces(config.buffers_size)
+        self._doubtful: set[FragmentId] = set()
+        """Sending them was cut short; maybe since they cannot be read."""
         self._open: Mapping[bytes, Callable[[Request], Response]] = MappingProxyType(
             {
                 messages.HEALTH: self._health,
@@ -323,6 +329,10 @@ class MemberService:
             begin = begin or 0
             size = end - begin
             self.metrics.bytes_out.inc(size)
+            if size >= _SPAN_MIN and not request.secure and fragment not in self._doubtful:
+                body: ResponseStream = self._span(slot, drive, fragment, begin, size)
+                handed_over = True
+                return Response(status, headers, body, length=size)
             piece = self._pieces.take(min(size, PIECE_SIZE))
             try:
                 first = piece.view[: min(size, len(piece.view))]
@@ -333,15 +343,29 @@ class MemberService:
             finally:
                 if not handed_over:
                     piece.release()
+            self._doubtful.discard(fragment)
 
             async def read(offset: int, view: memoryview) -> None:
                 await _read(slot, drive, fragment, begin + offset, view)
 
-            stream = PieceStream(piece, size, read, slot.end)
-            return Response(status, headers, stream, length=size)
+            body = PieceStream(piece, size, read, slot.end)
+            return Response(status, headers, body, length=size)
         finally:
             if not handed_over:
                 slot.end()
+
+    def _span(
+        self, slot: Slot, drive: Drive, fragment: FragmentId, begin: int, size: int
+    ) -> SpanStream:
+        file, position = find_span(drive, fragment, begin, size)
+
+        def ended(whole: bool) -> None:
+            slot.end()
+            if not whole and len(self._doubtful) < _DOUBTFUL_MAX:
+                # Who asks again is answered from memory, so that a bad sector can be told.
+                self._doubtful.add(fragment)
+
+        return SpanStream(file, FileSpan(file.fd, position, size, slot.limiter), ended)
 
     async def _stat(self, request: Request, slot: Slot, *, fragment: FragmentId) -> Response:
         with slot.use() as drive:

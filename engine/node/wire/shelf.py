@@ -91,11 +91,11 @@ class Slot:
 
     __slots__ = (
         "_hung_s",
-        "_limiter",
         "_queue",
         "drive",
         "folder",
         "idle",
+        "limiter",
         "looked",
         "node",
         "reason",
@@ -118,7 +118,7 @@ class Slot:
         """When a look last ended, once it is open."""
         self.users = 0
         self.idle = trio.Event()
-        self._limiter = trio.CapacityLimiter(config.threads)
+        self.limiter = trio.CapacityLimiter(config.threads)
         self._queue = config.queue
         self._hung_s = config.hung_s
 
@@ -151,19 +151,19 @@ class Slot:
 
         Cancellation takes effect before the work begins or after it has ended.
         """
-        state = self._limiter
+        state = self.limiter
         if state.available_tokens == 0 and state.statistics().tasks_waiting >= self._queue:
             raise NodeBusy(f"{self.folder}: {self._queue} calls wait for it")
         return await trio.to_thread.run_sync(work, limiter=state)
 
     async def finish(self, work: Callable[[], T]) -> T:
         """Like ``run``, for what was begun and must be ended: never refused."""
-        return await trio.to_thread.run_sync(work, limiter=self._limiter)
+        return await trio.to_thread.run_sync(work, limiter=self.limiter)
 
     @property
     def queued(self) -> int:
         """Calls that run in the drive's threads, or wait for one."""
-        state = self._limiter.statistics()
+        state = self.limiter.statistics()
         return state.borrowed_tokens + state.tasks_waiting
 
     @property
