@@ -5,6 +5,7 @@ They open the store beside a running server; the embedded store allows several p
 
 from __future__ import annotations
 
+import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
@@ -14,14 +15,14 @@ import trio
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Table
-from rich.text import Text
 
 from cli.arguments import format_bytes
 from cli.logs import configure_logs
+from cli.settings import admin_config
+from cli.status_tables import print_status
 from engine import Engine, open_engine
-from engine.config import StoreConfig
 from engine.errors import ConfigError
-from engine.types import BucketUsage, DriveStatus, FsckReport, GcReport, Quota, StoreStatus
+from engine.types import BucketUsage, FsckReport, GcReport, Quota
 
 STORE_FILE = "lode.json"
 PIPE_WIDTH = 200
@@ -31,13 +32,11 @@ T = TypeVar("T")
 
 def show_status(data: Path, *, as_json: bool) -> None:
     """Print what ``Engine.status`` says."""
-    status = _ask(data, lambda engine: engine.status())
+    status = ask_store(data, lambda engine: engine.status())
     if as_json:
         _print_json(status)
         return
-    console = _console()
-    console.print(_status_summary(status), highlight=False)
-    console.print(_drive_table(status.drives))
+    print_status(output_console(), status)
 
 
 def check(data: Path, *, deep: bool, repair_counters: bool, as_json: bool) -> bool:
@@ -55,7 +54,7 @@ def check(data: Path, *, deep: bool, repair_counters: bool, as_json: bool) -> bo
             update = _Bars(bars).update
             return await engine.fsck(deep=deep, repair_counters=repair_counters, progress=update)
 
-    report = _ask(data, ask)
+    report = ask_store(data, ask)
     if as_json:
         fields = {"clean": report.clean, **msgspec.structs.asdict(report)}
         _print_json(fields)
@@ -66,11 +65,11 @@ def check(data: Path, *, deep: bool, repair_counters: bool, as_json: bool) -> bo
 
 def collect_garbage(data: Path, *, grace_s: float | None, as_json: bool) -> None:
     """Collect garbage now and print what was given back."""
-    report = _ask(data, lambda engine: engine.collect_garbage(grace_s=grace_s))
+    report = ask_store(data, lambda engine: engine.collect_garbage(grace_s=grace_s))
     if as_json:
         _print_json(report)
     else:
-        _console().print(_gc_table(report))
+        output_console().print(_gc_table(report))
 
 
 def bucket_quota(
@@ -92,7 +91,7 @@ def bucket_quota(
             usage = await engine.bucket_usage(bucket)
         return usage
 
-    usage = _ask(data, ask)
+    usage = ask_store(data, ask)
     if as_json:
         _print_json(usage)
         return
@@ -110,7 +109,7 @@ def bucket_quota(
         f"{usage.objects:,}",
         "none" if quota_objects is None else f"{quota_objects:,}",
     )
-    _console().print(table)
+    output_console().print(table)
 
 
 class _Bars:
@@ -126,7 +125,7 @@ class _Bars:
         self._bars.update(self._tasks[phase], completed=done, total=total)
 
 
-def _ask(data: Path, question: Callable[[Engine], Awaitable[T]]) -> T:
+def ask_store(data: Path, question: Callable[[Engine], Awaitable[T]]) -> T:
     """Open the store, which must exist, and return the answer of one call."""
     if not (data / STORE_FILE).is_file():
         raise ConfigError(
@@ -138,13 +137,13 @@ def _ask(data: Path, question: Callable[[Engine], Awaitable[T]]) -> T:
 
     async def main() -> T:
         # Garbage collection and repair are the server's work.
-        async with open_engine(StoreConfig(data=data, services=False)) as engine:
+        async with open_engine(admin_config(data, os.environ)) as engine:
             return await question(engine)
 
     return trio.run(main)
 
 
-def _console() -> Console:
+def output_console() -> Console:
     """Return where tables go: a pipe gets whole lines, whatever the width of some terminal."""
     console = Console()
     return console if console.is_terminal else Console(width=PIPE_WIDTH)
@@ -154,37 +153,8 @@ def _print_json(report: object) -> None:
     print(msgspec.json.format(msgspec.json.encode(report)).decode())
 
 
-def _status_summary(status: StoreStatus) -> Table:
-    table = _pairs_table()
-    table.add_row("store", Text(status.store_id))
-    table.add_row("profile", status.profile)
-    table.add_row("buckets", f"{status.buckets:,}")
-    table.add_row("objects", f"{status.objects:,} of {format_bytes(status.bytes)}")
-    table.add_row("chunks that wait for repair", f"{status.repair_queue:,}")
-    table.add_row("deleted, waiting for collection", f"{status.garbage_queue:,}")
-    return table
-
-
-def _drive_table(drives: list[DriveStatus]) -> Table:
-    """Return a table that fits into 80 columns; the ids of the drives are in the JSON."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("drive", overflow="fold", min_width=6)
-    table.add_column("state", no_wrap=True)
-    for heading in ("total", "free", "live", "dead", "fragments", "damaged", "repaired"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for drive in sorted(drives, key=lambda drive: drive.location):
-        style = {"up": "green", "rebuilding": "yellow", "full": "yellow"}.get(drive.state, "red")
-        table.add_row(
-            Text(drive.location),
-            Text(drive.state, style),
-            *map(format_bytes, (drive.total, drive.free, drive.live, drive.dead)),
-            *(f"{count:,}" for count in (drive.fragments, drive.damaged, drive.repaired)),
-        )
-    return table
-
-
 def _print_fsck(report: FsckReport) -> None:
-    console = _console()
+    console = output_console()
     table = _pairs_table()
     for name, value in msgspec.structs.asdict(report).items():
         if name != "problems":

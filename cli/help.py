@@ -70,6 +70,61 @@ MOUNT = "\n\n".join(
     )
 )
 
+CLUSTER = "Make a store out of the drives of several machines."
+
+CLUSTER_INIT = "\n\n".join(
+    (
+        "Make a store that has no drives of its own: those of its members are its drives.",
+        "    lode cluster init --data /srv/lode --profile 4+2",
+        "Then, on each machine with drives, give it the secret and run [bold]lode node[/bold]; "
+        "take it in with [bold]lode node add[/bold]; serve with [bold]lode serve[/bold]. Several "
+        "gateways of one machine may serve one data folder.",
+    )
+)
+
+CLUSTER_SECRET = "\n\n".join(
+    (
+        "Print the secret that all parts of the cluster share; make it if there is none yet.",
+        "    lode cluster secret --data /srv/lode | ssh m1 'umask 077; cat > cluster.key'",
+    )
+)
+
+NODE_ADD = "\n\n".join(
+    (
+        "Take a daemon in as a member of the cluster: its empty drives are formatted and get their "
+        "share of what is stored.",
+        "    lode node add 10.0.0.7:9100 --zone a",
+        "Also: a member has moved to another address, has drives that are new, or is to be kept "
+        "after all while it drains.",
+    )
+)
+
+NODE_DRAIN = "\n\n".join(
+    (
+        "Move everything that a member has elsewhere; it goes on serving reads meanwhile.",
+        "A drained member can be switched off, and forgotten with [bold]lode node remove[/bold].",
+    )
+)
+
+NODE_REMOVE = "\n\n".join(
+    (
+        "Forget a member that holds nothing any more.",
+        "With --force also one that is gone for good: what it held is made anew from the other "
+        "fragments.",
+    )
+)
+
+NODE_REPLACE = "\n\n".join(
+    (
+        "Put a new machine in the place of a member.",
+        "    lode node replace m3 10.0.0.9:9100",
+        "When the old one is gone, the new one takes over its name and its place, and is filled "
+        "from the others. When the old one still answers, it is drained and the new one added.",
+    )
+)
+
+NODE_LIST = "List the members of the cluster and their drives."
+
 BUCKET = "Look after buckets."
 
 BUCKET_QUOTA = "\n\n".join(

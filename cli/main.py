@@ -17,9 +17,11 @@ import typer
 from cli import help
 from cli.arguments import normalize, parse_duration
 from cli.bucket_command import bucket_app
+from cli.cluster_command import cluster_app
 from cli.mount_command import mount_command
-from cli.node_command import node_app
+from cli.node_admin_command import node_app
 from cli.outcome import FAILED, USAGE, WorkersFailed, innermost, one_line
+from cli.serve_command import DavBasicOption, DavMacFilesOption, MetaOption, serve_command
 from cli.version import VERSION
 from engine.errors import ConfigError, EngineError
 
@@ -46,50 +48,7 @@ JsonOption = Annotated[
     bool, typer.Option("--json", help="Print JSON with stable field names instead of a table.")
 ]
 
-_STORE = "Store"
 _NETWORK = "Network"
-_PROCESS = "Processes and logs"
-_MOUNT = "Mount"
-
-DavReadOnlyOption = Annotated[
-    bool | None,
-    typer.Option(
-        "--dav-read-only",
-        help="Refuse everything over WebDAV that changes something.",
-        show_default=False,
-        rich_help_panel=_NETWORK,
-    ),
-]
-DavBasicOption = Annotated[
-    bool | None,
-    typer.Option(
-        "--dav-basic",
-        help="Accept Basic logins over plain HTTP from other machines: whoever listens on the "
-        "way learns the secret key. Digest and TLS need no such option.",
-        show_default=False,
-        rich_help_panel=_NETWORK,
-    ),
-]
-DavInfiniteDepthOption = Annotated[
-    bool | None,
-    typer.Option(
-        "--dav-infinite-depth",
-        help="Answer PROPFIND with Depth: infinity, however much that lists.",
-        show_default=False,
-        rich_help_panel=_NETWORK,
-    ),
-]
-DavMacFilesOption = Annotated[
-    str | None,
-    typer.Option(
-        "--dav-mac-files",
-        metavar="POLICY",
-        help="What to do with ._* and .DS_Store that Finder writes over WebDAV: keep, drop "
-        "(take and forget) or refuse. (default keep)",
-        show_default=False,
-        rich_help_panel=_NETWORK,
-    ),
-]
 
 
 def _print_version(wanted: bool) -> None:
@@ -113,199 +72,13 @@ def _global_options(
     """``--debug`` is read in ``main``: errors before this point need it too."""
 
 
-@app.command(help=help.SERVE, rich_help_panel="Run")
-def serve(
-    data: DataOption = None,
-    drives: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--drives",
-            metavar="DIR...",
-            help="One folder per drive: [cyan]--drives a b c[/cyan], or a,b,c, or repeated. "
-            "Without it: the drives that the store has, for a new one DATA/drive.",
-            show_default=False,
-            rich_help_panel=_STORE,
-        ),
-    ] = None,
-    profile: Annotated[
-        str | None,
-        typer.Option(
-            metavar="K+M",
-            help="Data and parity blocks per stripe: any M drives may be lost. Default for a new "
-            "store: 10+4 from 14 drives on, 4+2 from 6, 2+1 from 3, else copies.",
-            show_default=False,
-            rich_help_panel=_STORE,
-        ),
-    ] = None,
-    grace: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TIME",
-            help="Keep deleted bytes so long before they are collected: 3600, 90s, 15m, 24h, 7d. "
-            "(default 24h)",
-            show_default=False,
-            rich_help_panel=_STORE,
-        ),
-    ] = None,
-    s3: Annotated[
-        str | None,
-        typer.Option(
-            "--s3",
-            metavar="HOST:PORT",
-            help="Where the S3 API listens; :PORT means every interface. (default 127.0.0.1:9000)",
-            show_default=False,
-            rich_help_panel=_NETWORK,
-        ),
-    ] = None,
-    metrics: Annotated[
-        str | None,
-        typer.Option(
-            "--metrics",
-            metavar="HOST:PORT",
-            help="Answer Prometheus's /metrics, /healthz and /readyz there. (default: not)",
-            show_default=False,
-            rich_help_panel=_NETWORK,
-        ),
-    ] = None,
-    dav: Annotated[
-        str | None,
-        typer.Option(
-            "--dav",
-            metavar="HOST:PORT",
-            help="Also serve WebDAV there, every bucket a folder. (default: not)",
-            show_default=False,
-            rich_help_panel=_NETWORK,
-        ),
-    ] = None,
-    dav_read_only: DavReadOnlyOption = None,
-    dav_basic: DavBasicOption = None,
-    dav_mac_files: DavMacFilesOption = None,
-    dav_infinite_depth: DavInfiniteDepthOption = None,
-    mount: Annotated[
-        str | None,
-        typer.Option(
-            metavar="DIR",
-            help="Also mount the store there, every bucket a folder. (default: not)",
-            show_default=False,
-            rich_help_panel=_MOUNT,
-        ),
-    ] = None,
-    mount_allow_other: Annotated[
-        bool | None,
-        typer.Option(
-            "--mount-allow-other",
-            help="Let other users in; else the mount is for who runs the server alone.",
-            show_default=False,
-            rich_help_panel=_MOUNT,
-        ),
-    ] = None,
-    domain: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            help="Also answer virtual-host style requests to BUCKET.NAME.",
-            show_default=False,
-            rich_help_panel=_NETWORK,
-        ),
-    ] = None,
-    region: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Region that clients sign for. (default us-east-1)",
-            show_default=False,
-            rich_help_panel=_NETWORK,
-        ),
-    ] = None,
-    tls_cert: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE",
-            help="Certificate chain (PEM); with --tls-key, serve HTTPS.",
-            show_default=False,
-            rich_help_panel=_NETWORK,
-        ),
-    ] = None,
-    tls_key: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE",
-            help="Private key (PEM, no passphrase).",
-            show_default=False,
-            rich_help_panel=_NETWORK,
-        ),
-    ] = None,
-    workers: Annotated[
-        str | None,
-        typer.Option(
-            metavar="N",
-            help="Processes that share the address and the store. (default one per core, at "
-            "most 8)",
-            show_default=False,
-            rich_help_panel=_PROCESS,
-        ),
-    ] = None,
-    log_level: Annotated[
-        str | None,
-        typer.Option(
-            metavar="LEVEL",
-            help="debug, info, warning or error. (default info)",
-            show_default=False,
-            rich_help_panel=_PROCESS,
-        ),
-    ] = None,
-    log_json: Annotated[
-        bool | None,
-        typer.Option(
-            "--log-json",
-            help="Log JSON lines also on a terminal.",
-            show_default=False,
-            rich_help_panel=_PROCESS,
-        ),
-    ] = None,
-    config: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help='TOML file with the same names: data = "/srv/lode", s3 = ":9000". (LODE_CONFIG)',
-            show_default=False,
-            rich_help_panel=_PROCESS,
-        ),
-    ] = None,
-) -> None:
-    from cli.serve import run_server
-    from cli.settings import load_settings
-
-    options = {
-        "data": str(data) if data is not None else None,
-        "drives": ",".join(drives) if drives else None,
-        "profile": profile,
-        "grace": grace,
-        "s3": s3,
-        "dav": dav,
-        "metrics": metrics,
-        "dav-read-only": dav_read_only,
-        "dav-basic": dav_basic,
-        "dav-mac-files": dav_mac_files,
-        "dav-infinite-depth": dav_infinite_depth,
-        "mount": mount,
-        "mount-allow-other": mount_allow_other,
-        "domain": ",".join(domain) if domain else None,
-        "region": region,
-        "tls-cert": tls_cert,
-        "tls-key": tls_key,
-        "workers": workers,
-        "log-level": log_level,
-        "log-json": log_json,
-    }
-    if config is None and (named := os.environ.get("LODE_CONFIG")):
-        config = Path(named)
-    run_server(load_settings(options, os.environ, config), os.environ)
+app.command("serve", help=help.SERVE, rich_help_panel="Run")(serve_command)
 
 
 @app.command(help=help.DAV, rich_help_panel="Run")
 def dav(
     data: DataOption = None,
+    meta: MetaOption = None,
     listen: Annotated[
         str,
         typer.Option(
@@ -340,6 +113,7 @@ def dav(
 
     options = {
         "data": str(data) if data is not None else None,
+        "meta": meta,
         "dav": listen,
         "dav-read-only": read_only,
         "dav-basic": basic,
@@ -355,6 +129,7 @@ def dav(
 
 app.command("mount", help=help.MOUNT, rich_help_panel="Run")(mount_command)
 app.add_typer(node_app, name="node", help=help.NODE, rich_help_panel="Run")
+app.add_typer(cluster_app, name="cluster", help=help.CLUSTER, rich_help_panel="Look after")
 app.add_typer(bucket_app, name="bucket", help=help.BUCKET, rich_help_panel="Look after")
 
 

@@ -15,14 +15,17 @@ from typing import TypeAlias
 
 import msgspec
 
-from cli.arguments import Address, parse_duration, split_list
-from engine.config import Profile, StoreConfig
+from cli.arguments import Address, parse_duration, parse_size, split_list
+from engine.config import MemberTls, Profile, StoreConfig
 from engine.errors import ConfigError
+from engine.meta.fdb_location import FdbLocation
 
 WORKERS_MAX = 64
 WORKERS_DEFAULT_MAX = 8
 MAC_FILES = ("keep", "drop", "refuse")
 LOG_LEVELS = ("debug", "info", "warning", "error")
+
+_DEFAULT = StoreConfig(data=Path())
 
 Value: TypeAlias = str | int | float | bool | list[str]
 
@@ -31,6 +34,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     """What one ``lode serve`` was told. Paths are absolute."""
 
     data: Path = Path("data")
+    meta: str = ""
+    """Where the metadata is: ``fdb:CLUSTERFILE``; empty: where the data folder says."""
     drives: tuple[Path, ...] = ()
     profile: Profile | None = None
     s3: Address = Address("127.0.0.1", 9000)
@@ -53,14 +58,44 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     domain: tuple[str, ...] = ()
     """Base names for virtual-host addressing: ``bucket.DOMAIN``."""
     region: str = "us-east-1"
-    grace: float = StoreConfig(data=Path()).grace_s
+    grace: float = _DEFAULT.grace_s
     """Seconds that bytes without an owner are kept."""
+    member_ca: Path | None = None
+    """Who signs the certificates of the cluster's members; None: they don't speak TLS."""
+    member_cert: Path | None = None
+    """What is shown to members that ask for a certificate."""
+    member_key: Path | None = None
+    heartbeat: float = _DEFAULT.heartbeat_s
+    suspect_after: float = _DEFAULT.suspect_s
+    down_after: float = _DEFAULT.down_s
+    lost_after: float = _DEFAULT.lost_s
+    """Seconds that a member is down before its fragments are made anew elsewhere."""
+    repair_rate: int = 0
+    """Bytes per second; 0: no limit."""
+    rebalance_rate: int = 0
+    scrub_rate: int = 0
+    scrub_period: float = _DEFAULT.scrub_period_s
+    census_period: float = _DEFAULT.census_period_s
     log_level: str = "info"
     log_json: bool = False
 
     def store_config(self) -> StoreConfig:
         return StoreConfig(
-            data=self.data, drives=self.drives, profile=self.profile, grace_s=self.grace
+            data=self.data,
+            drives=self.drives,
+            profile=self.profile,
+            meta=self.meta,
+            grace_s=self.grace,
+            heartbeat_s=self.heartbeat,
+            suspect_s=self.suspect_after,
+            down_s=self.down_after,
+            lost_s=self.lost_after,
+            repair_rate=self.repair_rate,
+            rebalance_rate=self.rebalance_rate,
+            scrub_rate=self.scrub_rate,
+            scrub_period_s=self.scrub_period,
+            census_period_s=self.census_period,
+            member_tls=_member_tls(self.member_ca, self.member_cert, self.member_key),
         )
 
 
@@ -119,6 +154,39 @@ def data_folder(option: Path | None, environment: Mapping[str, str]) -> Path:
     return Path(option or environment.get("LODE_DATA") or "data").absolute()
 
 
+def admin_config(data: Path, environment: Mapping[str, str]) -> StoreConfig:
+    """Return how commands beside a running server open the store: services are its work.
+
+    Raises: ConfigError.
+    """
+    here = Path.cwd()
+    ca, cert, key = (
+        _path(text, here) if (text := environment.get(variable_of(name))) else None
+        for name in ("member-ca", "member-cert", "member-key")
+    )
+    return StoreConfig(
+        data=data,
+        meta=metadata_place(None, environment),
+        services=False,
+        member_tls=_member_tls(ca, cert, key),
+    )
+
+
+def metadata_place(option: str | None, environment: Mapping[str, str]) -> str:
+    """Return where the metadata is, for commands that need nothing else; empty: where the data
+    folder says. Raises ConfigError."""
+    text = option or environment.get(variable_of("meta"), "")
+    return _meta(text, Path.cwd()) if text else ""
+
+
+def _member_tls(ca: Path | None, cert: Path | None, key: Path | None) -> MemberTls | None:
+    if (cert is None) != (key is None):
+        raise ConfigError("member-cert and member-key belong together: give both or neither")
+    if cert is not None and ca is None:
+        raise ConfigError("member-cert needs member-ca: who signs the members' certificates")
+    return MemberTls(ca=ca, cert=cert, key=key) if ca is not None else None
+
+
 def _read_file(path: Path) -> dict[str, Value]:
     try:
         text = path.read_text(encoding="utf-8")
@@ -144,8 +212,18 @@ def _convert(name: str, value: Value, where: str, folder: Path) -> object:
     """Return ``value`` as the type of the setting; relative paths start at ``folder``."""
     try:
         match name:
-            case "data" | "tls-cert" | "tls-key" | "mount":
+            case (
+                "data"
+                | "tls-cert"
+                | "tls-key"
+                | "mount"
+                | "member-ca"
+                | "member-cert"
+                | "member-key"
+            ):
                 return _path(_text(value), folder)
+            case "meta":
+                return _meta(_text(value), folder)
             case "drives":
                 return _drives(_texts(value), folder)
             case "domain":
@@ -158,8 +236,18 @@ def _convert(name: str, value: Value, where: str, folder: Path) -> object:
                 return _choice(_text(value).lower(), MAC_FILES)
             case "workers":
                 return _workers(value)
-            case "grace":
+            case (
+                "grace"
+                | "heartbeat"
+                | "suspect-after"
+                | "down-after"
+                | "lost-after"
+                | "scrub-period"
+                | "census-period"
+            ):
                 return _seconds(value)
+            case "repair-rate" | "rebalance-rate" | "scrub-rate":
+                return value if isinstance(value, int) else parse_size(_text(value))
             case "log-level":
                 return _choice(_text(value).lower(), LOG_LEVELS)
             case (
@@ -174,6 +262,11 @@ def _convert(name: str, value: Value, where: str, folder: Path) -> object:
                 return _token(_text(value))
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
+
+
+def _meta(text: str, folder: Path) -> str:
+    """Return the place of the metadata as the data folder keeps it: with an absolute path."""
+    return str(FdbLocation.parse(text, folder))
 
 
 def _text(value: Value) -> str:

@@ -60,8 +60,10 @@ def connect_over_http(tls: MemberTls | None) -> Connect:
     if tls is not None:
         try:
             context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cafile=str(tls.ca))
-            context.load_cert_chain(tls.cert, tls.key)
-        except OSError as error:
+            context.minimum_version = ssl.TLSVersion.TLSv1_2
+            if tls.cert is not None:
+                context.load_cert_chain(tls.cert, tls.key, password=lambda: b"")
+        except (OSError, ValueError) as error:
             raise ConfigError(f"certificates for members: {error}") from None
 
     def connect(address: str, secret: bytes) -> MemberCalls:

@@ -1,0 +1,60 @@
+"""``lode cluster``: a store without drives of its own, and the secret of its members."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import trio
+
+from cli.admin import ask_store
+from cli.cluster_secret import VARIABLE
+from cli.credentials import load_or_create
+from cli.logs import configure_logs
+from engine import Engine, prepare_store
+from engine.cluster.admin import make_secret
+from engine.config import Profile, StoreConfig
+from engine.errors import ConfigError
+from engine.node.wire.auth import Secret
+
+
+def init_cluster(
+    data: Path, profile: str, secret_file: Path | None, environment: Mapping[str, str]
+) -> None:
+    """Make the store if the folder is new: identity, profile, secret, credentials.
+
+    Prints one line for scripts on standard output; repeating it changes nothing but the profile.
+    Raises: ConfigError.
+    """
+    configure_logs("warning", as_json=False)
+    secret = environment.get(VARIABLE, "").encode() or None
+    if secret_file is not None:
+        try:
+            secret = secret_file.read_bytes()
+        except OSError as error:
+            raise ConfigError(f"{secret_file}: {error.strerror}") from None
+    if secret is not None:
+        try:
+            Secret(secret := secret.strip())
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+    config = StoreConfig(data=data, profile=Profile.parse(profile))
+    trio.run(lambda: prepare_store(config, cluster=True, cluster_secret=secret))
+    credentials = load_or_create(data)
+    print(f"cluster {shlex.quote(str(data))} credentials={shlex.quote(credentials.where)}")
+    print(
+        f"next: give members the secret (lode cluster secret --data {shlex.quote(str(data))}), "
+        "start lode node on each machine, and take each in with lode node add HOST:PORT",
+        file=sys.stderr,
+    )
+
+
+def print_secret(data: Path) -> None:
+    """Print the cluster's secret; a store that is no cluster yet becomes one."""
+
+    async def ask(engine: Engine) -> bytes:
+        return await make_secret(engine.store.db)
+
+    print(ask_store(data, ask).decode())
