@@ -84,33 +84,34 @@ def parse_moment(text: str | None) -> int | None:
     return int(moment.timestamp() * 1000)
 
 
-def store_of(data: Path, options: MountOptions) -> StoreConfig:
+def store_of(data: Path, options: MountOptions, meta: str = "") -> StoreConfig:
     """Return how the mount's process opens the store; collection and repair are the server's."""
-    return StoreConfig(data=data, services=False, memory=int(options.memory * (1 - WINDOWS_SHARE)))
+    memory = int(options.memory * (1 - WINDOWS_SHARE))
+    return StoreConfig(data=data, meta=meta, services=False, memory=memory)
 
 
 def run(
-    data: Path, options: MountOptions, *, foreground: bool, log_level: str, log_json: bool
+    store: StoreConfig, options: MountOptions, *, foreground: bool, log_level: str, log_json: bool
 ) -> None:
     """Mount, and return when somebody unmounts or a signal comes; in the background, when the
     mount can be used.
 
     Raises: ConfigError, EngineError.
     """
-    if not (data / STORE_FILE).is_file():
+    if not store.meta and not (store.data / STORE_FILE).is_file():
         raise ConfigError(
-            f"no store in {data}; name its folder with --data, or make one with `lode serve`"
+            f"no store in {store.data}; name its folder with --data, or make one with `lode serve`"
         )
     if foreground:
         keep_memory()
         configure_logs(log_level, as_json=log_json)
-        trio.run(serve_mount, store_of(data, options), options, lambda: _print_ready(options))
+        trio.run(serve_mount, store, options, lambda: _print_ready(options))
         return
     receive, send = os.pipe()
     # Before threads, and before trio runs.
     if os.fork() == 0:
         os.close(receive)
-        _run_in_background(data, options, send, log_level=log_level, log_json=log_json)
+        _run_in_background(store, options, send, log_level=log_level, log_json=log_json)
     os.close(send)
     with open(receive, "rb") as reports:
         line = reports.readline()
@@ -122,7 +123,7 @@ def run(
 
 
 def _run_in_background(
-    data: Path, options: MountOptions, reports: int, *, log_level: str, log_json: bool
+    store: StoreConfig, options: MountOptions, reports: int, *, log_level: str, log_json: bool
 ) -> NoReturn:
     """Become a process without a terminal, mount, and end."""
     os.setsid()
@@ -141,7 +142,7 @@ def _run_in_background(
 
     status = 0
     try:
-        trio.run(serve_mount, store_of(data, options), options, ready)
+        trio.run(serve_mount, store, options, ready)
     except (Exception, BaseExceptionGroup) as caught:
         error = innermost(caught)
         usage = isinstance(error, ConfigError)

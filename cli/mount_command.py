@@ -23,6 +23,14 @@ def mount_command(
             show_default=False,
         ),
     ] = None,
+    meta: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PLACE",
+            help="Where the metadata is, if the data folder is new: fdb:CLUSTERFILE. (LODE_META)",
+            show_default=False,
+        ),
+    ] = None,
     read_only: Annotated[bool, typer.Option("--read-only", help="Refuse to change anything.")] = (
         False
     ),
@@ -74,8 +82,8 @@ def mount_command(
         bool, typer.Option("--log-json", help="Log JSON lines also on a terminal.")
     ] = False,
 ) -> None:
-    from cli.mount import mount_options, parse_mode, parse_moment, run
-    from cli.settings import LOG_LEVELS, data_folder
+    from cli.mount import mount_options, parse_mode, parse_moment, run, store_of
+    from cli.settings import LOG_LEVELS, data_folder, metadata_place
 
     if log_level not in LOG_LEVELS:
         raise ConfigError(f"--log-level: {log_level!r} is none of {', '.join(LOG_LEVELS)}")
@@ -94,7 +102,7 @@ def mount_command(
         staging=staging.absolute() if staging is not None else None,
     )
     run(
-        data_folder(data, os.environ),
+        store_of(data_folder(data, os.environ), options, metadata_place(meta, os.environ)),
         options,
         foreground=foreground,
         log_level=log_level,

@@ -62,7 +62,7 @@ def read_or_make_identity(
         if (data / FILE).exists():
             _check_writable(data)
             identity = read_identity(data)
-            _check_same(config, identity, store_id)
+            check_same(config, identity, store_id)
             return identity
         _check_ours(config)
         identity = StoreIdentity(FORMAT, store_id or uuid.uuid4().hex, now_ms, config.meta)
@@ -81,7 +81,8 @@ def write_identity(data: Path, identity: StoreIdentity) -> None:
     _write_durably(data / FILE, msgspec.json.format(msgspec.json.encode(identity)) + b"\n")
 
 
-def _check_same(config: StoreConfig, identity: StoreIdentity, store_id: str | None) -> None:
+def check_same(config: StoreConfig, identity: StoreIdentity, store_id: str | None) -> None:
+    """Raise ConfigError if the folder is not of the store that is meant."""
     if config.meta and config.meta != identity.meta:
         raise ConfigError(
             f"{config.data}: this store's metadata is in {identity.meta or 'this folder'}, not in "

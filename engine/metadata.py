@@ -8,7 +8,13 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from engine.config import StoreConfig
-from engine.identity import FILE, read_identity
+from engine.identity import (
+    FILE,
+    StoreIdentity,
+    check_same,
+    read_identity,
+    read_or_make_identity,
+)
 from engine.meta import keyspace
 from engine.meta.embedded import open_embedded
 from engine.meta.fdb import FdbLocation, open_fdb
@@ -67,3 +73,16 @@ async def shared_store_id(config: StoreConfig) -> str | None:
 
     async with open_metadata(config) as db:
         return await db.run(settle)
+
+
+async def find_identity(config: StoreConfig, now_ms: int) -> StoreIdentity:
+    """Return the store's identity. Where another gateway has made the store, a new data folder
+    becomes one of it.
+
+    Raises: ConfigError, Unavailable.
+    """
+    if config.meta and not (config.data / FILE).exists():
+        return read_or_make_identity(config, now_ms, await shared_store_id(config))
+    identity = read_identity(config.data)
+    check_same(config, identity, None)
+    return identity

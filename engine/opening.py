@@ -23,12 +23,12 @@ from engine.data.store import DataStore
 from engine.drives import Drives, is_cluster, known_nodes, prepare_drives
 from engine.engine import Engine
 from engine.errors import ConfigError
-from engine.identity import read_identity, read_or_make_identity
+from engine.identity import read_or_make_identity
 from engine.ids import Clock, Random
 from engine.locks import sweep_locks
 from engine.meta import keyspace
 from engine.meta.kv import Database, ReadTransaction, Transaction
-from engine.metadata import open_metadata, shared_store_id
+from engine.metadata import find_identity, open_metadata, shared_store_id
 from engine.node.disk import Disk, RealDisk
 from engine.rename_tree import finish_all
 from engine.services.collector import collect
@@ -138,7 +138,7 @@ async def open_engine(
     Raises: ConfigError.
     """
     disk, clock = disk or RealDisk(), clock or WallClock()
-    identity = read_identity(config.data)
+    identity = await find_identity(config, clock())
     async with AsyncExitStack() as stack:
         db = await stack.enter_async_context(open_metadata(config))
         limiters = Limiters(

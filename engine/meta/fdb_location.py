@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from urllib.parse import parse_qsl, unquote
+from urllib.parse import parse_qsl, quote, unquote, urlencode
 
 import msgspec
 
@@ -27,10 +27,13 @@ class FdbLocation(msgspec.Struct, frozen=True):
     """The file of the client library; None: where the system has it."""
 
     @classmethod
-    def parse(cls, text: str) -> FdbLocation:
+    def parse(cls, text: str, folder: Path | None = None) -> FdbLocation:
         """Read ``fdb:/path/fdb.cluster``, with ``?store=NAME&library=FILE`` where wanted.
 
-        Raises: ConfigError.
+        Args:
+            folder: where relative paths begin; None: the process's own.
+        Raises:
+            ConfigError.
         """
         rest, _, query = text.removeprefix(SCHEME).partition("?")
         if not text.startswith(SCHEME) or not rest:
@@ -44,7 +47,18 @@ class FdbLocation(msgspec.Struct, frozen=True):
             raise ConfigError(
                 f"metadata {text!r}: the store's name has 1 to 32 of a-z, 0-9, '.', '_', '-'"
             )
-        return cls(Path(unquote(rest)).absolute(), store, Path(library) if library else None)
+        here = Path.cwd() if folder is None else folder
+        return cls(here / unquote(rest), store, here / library if library else None)
+
+    def __str__(self) -> str:
+        """Return what ``parse`` reads, with absolute paths."""
+        fields = {}
+        if self.store != STORE_DEFAULT:
+            fields["store"] = self.store
+        if self.library is not None:
+            fields["library"] = str(self.library)
+        query = "?" + urlencode(fields, safe="/") if fields else ""
+        return f"{SCHEME}{quote(str(self.cluster_file))}{query}"
 
     @property
     def prefix(self) -> bytes:
