@@ -3,14 +3,17 @@
 One thread hop reads and verifies a batch of stripes from all local drives whose bytes are in the
 page cache; drives that must be waited for get a thread each. Small reads try the page cache on
 the trio thread first, which is cheaper than any hop. While one batch is being sent the next is
-read, if the memory budget allows.
+read, if the memory budget allows; several are, once the consumer had to wait for nodes that take
+their time: then what one connection gets is not bound by their latency.
 
-Concurrency: one consumer. Reading ahead runs as one task in the store's nursery; position and
-segments belong to it while it runs, else to the consumer.
+Concurrency: one consumer. Each batch that is read ahead is a task in the store's nursery. They
+choose what they read one after the other, in the order of the bytes: position and segments belong
+to the one that chooses, and to the consumer when none does.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -35,6 +38,9 @@ FIRST_BATCH_SIZE = 1 << 20
 AHEAD_SIZE_MIN = 256 * 1024
 """Sending less than this takes less time than a task that reads ahead."""
 
+DEPTH_MAX = 4
+"""Batches that are read ahead at most; 1 as long as the nodes keep up with the consumer."""
+
 _CLOSE_S_MAX = 5.0
 
 
@@ -51,8 +57,8 @@ class Segment:
 Segments: TypeAlias = AsyncIterator[Segment] | Sequence[Segment]
 
 
-async def read_batch(context: Context, batch: Batch, *, inline: bool = False) -> None:
-    """Make ``batch.content`` right.
+async def read_batch(context: Context, batch: Batch, *, inline: bool = False) -> bool:
+    """Make ``batch.content`` right, and say whether nodes had to be waited for.
 
     Args:
         inline: try the page cache on this thread first.
@@ -61,35 +67,55 @@ async def read_batch(context: Context, batch: Batch, *, inline: bool = False) ->
     What failed on the way stays in ``batch.failures``.
     """
     jobs: Sequence[Job] = batch.plan()
+    waited = False
     while True:
         if inline or (not jobs and batch.complete):
             cold = batch.advance(jobs)
         else:
             cold = await trio.to_thread.run_sync(batch.advance, jobs, limiter=context.limiters.work)
         if not cold:
-            return
+            return waited
         inline = False
+        waited = True
         await read_cold(context, batch, cold)
         jobs = batch.plan()
+
+
+class _Chosen:
+    """A batch that is to be read into ``buffer``."""
+
+    __slots__ = ("batch", "buffer", "inline")
+
+    def __init__(self, batch: Batch, buffer: Buffer, inline: bool) -> None:
+        self.batch = batch
+        self.buffer = buffer
+        self.inline = inline
 
 
 class _Ready:
     """A batch that was read: ``content`` lies in ``buffer``."""
 
-    __slots__ = ("buffer", "content")
+    __slots__ = ("buffer", "content", "waited")
 
-    def __init__(self, buffer: Buffer, content: memoryview) -> None:
+    def __init__(self, buffer: Buffer, content: memoryview, waited: bool) -> None:
         self.buffer = buffer
         self.content = content
+        self.waited = waited
+        """For nodes, not only for this machine's processors."""
 
 
 class _Ahead:
     """Reading ahead: a task under way, then its outcome."""
 
-    __slots__ = ("done", "error", "ready", "scope")
+    __slots__ = ("before", "chosen", "done", "error", "ready", "scope", "stopped")
 
-    def __init__(self) -> None:
+    def __init__(self, before: _Ahead | None) -> None:
+        self.before = before
+        """The one that reads what comes before; None once that has chosen."""
         self.scope = trio.CancelScope()
+        self.chosen = trio.Event()
+        self.stopped = False
+        """It chose nothing: the end, or no memory; so does each one behind it."""
         self.done = trio.Event()
         self.ready: _Ready | None = None
         self.error: BaseException | None = None
@@ -116,7 +142,10 @@ class ChunkStream:
         self._bad: dict[int, str] = {}
         """Fragments of this segment's chunk that failed, so that each is reported once."""
         self._current: Buffer | None = None
-        self._ahead: _Ahead | None = None
+        self._aheads: deque[_Ahead] = deque()
+        """In the order of the bytes."""
+        self._depth = 1
+        """How many of them there may be."""
         self._finished = False
         self._closed = False
 
@@ -130,10 +159,11 @@ class ChunkStream:
         if self._closed:
             raise StopAsyncIteration
         ready = None
-        if self._ahead is not None:
-            ready = await self._await_ahead(self._ahead)
+        if self._aheads:
+            ready = await self._await_ahead(self._aheads[0])
         if ready is None:
-            ready = await self._load(first=True)
+            chosen = await self._choose(first=True)
+            ready = None if chosen is None else await self._read(chosen)
         if ready is None:
             raise StopAsyncIteration
         self._current = ready.buffer
@@ -147,14 +177,19 @@ class ChunkStream:
         if self._current is not None:
             self._current.release()
             self._current = None
-        ahead = self._ahead
-        if ahead is not None and not ahead.done.is_set():
-            ahead.scope.cancel()
+        for ahead in self._aheads:
+            if not ahead.done.is_set():
+                ahead.scope.cancel()
+            elif ahead.ready is not None:
+                ahead.ready.buffer.release()
+                ahead.ready = None
+        if self._is_reading_ahead:
             return
-        if ahead is not None and ahead.ready is not None:
-            ahead.ready.buffer.release()
-            ahead.ready = None
         await self._close_segments()
+
+    @property
+    def _is_reading_ahead(self) -> bool:
+        return any(not ahead.done.is_set() for ahead in self._aheads)
 
     async def _close_segments(self) -> None:
         segments = self._segments
@@ -212,8 +247,9 @@ class ChunkStream:
                 return None
             count //= 2
 
-    async def _load(self, *, first: bool) -> _Ready | None:
-        """Read the next batch; None at the end, or when the budget refuses it (not ``first``)."""
+    async def _choose(self, *, first: bool) -> _Chosen | None:
+        """Take the next bytes, and a buffer for them; None at the end, or when the budget refuses
+        it (not ``first``)."""
         found = await self._locate()
         if found is None:
             return None
@@ -236,18 +272,25 @@ class ChunkStream:
                 view=buffer.view,
                 avoid=self._doubtful(segment.record),
             )
-            inline = space_for(layout, start, end) <= INLINE_SIZE_MAX
-            try:
-                await read_batch(self._context, batch, inline=inline)
-            finally:
-                self._report(batch)
-                batch.release()
         except BaseException:
             buffer.release()
             raise
         self._position = end
         self._batch_size = min(self._batch_size * 2, BATCH_SIZE_MAX)
-        return _Ready(buffer, batch.content)
+        return _Chosen(batch, buffer, space_for(layout, start, end) <= INLINE_SIZE_MAX)
+
+    async def _read(self, chosen: _Chosen) -> _Ready:
+        batch = chosen.batch
+        try:
+            try:
+                waited = await read_batch(self._context, batch, inline=chosen.inline)
+            finally:
+                self._report(batch)
+                batch.release()
+        except BaseException:
+            chosen.buffer.release()
+            raise
+        return _Ready(chosen.buffer, batch.content, waited)
 
     def _doubtful(self, record: ChunkRecord) -> frozenset[int]:
         """Return the fragments that are not to be tried first."""
@@ -264,7 +307,7 @@ class ChunkStream:
                 self._context.on_damage(batch.chunk_id, failure.index, failure.kind)
 
     def _start_ahead(self, sent: int) -> None:
-        """Begin to read the next batch while ``sent`` bytes go out."""
+        """Begin to read what comes next while ``sent`` bytes go out."""
         nursery = self._context.nursery
         if nursery is None or self._finished or sent < AHEAD_SIZE_MIN:
             return
@@ -273,26 +316,49 @@ class ChunkStream:
             isinstance(self._segments, Sequence) and self._listed == len(self._segments)
         ):
             return
-        self._ahead = _Ahead()
-        nursery.start_soon(self._read_ahead, self._ahead)
+        aheads = self._aheads
+        while len(aheads) < self._depth and not (aheads and aheads[-1].stopped):
+            ahead = _Ahead(aheads[-1] if aheads else None)
+            aheads.append(ahead)
+            nursery.start_soon(self._read_ahead, ahead)
 
     async def _read_ahead(self, ahead: _Ahead) -> None:
         try:
             with ahead.scope:
-                ahead.ready = await self._load(first=False)
+                before, ahead.before = ahead.before, None
+                if before is not None:
+                    await before.chosen.wait()
+                chosen = None
+                if before is None or not before.stopped:
+                    chosen = await self._choose(first=False)
+                ahead.stopped = chosen is None
+                ahead.chosen.set()
+                if chosen is not None:
+                    ahead.ready = await self._read(chosen)
         except Exception as error:  # noqa: BLE001  (raised again in the consumer)
             ahead.error = error
         finally:
+            if not ahead.chosen.is_set():
+                ahead.stopped = True
+                ahead.chosen.set()
             ahead.done.set()
             if self._closed:
                 if ahead.ready is not None:
                     ahead.ready.buffer.release()
                     ahead.ready = None
-                await self._close_segments()  # noqa: ASYNC102  shields itself, with a limit
+                if not self._is_reading_ahead:
+                    await self._close_segments()  # noqa: ASYNC102  shields itself, with a limit
 
     async def _await_ahead(self, ahead: _Ahead) -> _Ready | None:
+        was_late = not ahead.done.is_set()
         await ahead.done.wait()
-        self._ahead = None
+        self._aheads.popleft()
         if ahead.error is not None:
             raise ahead.error
-        return ahead.ready
+        ready = ahead.ready
+        if ready is None:
+            # Those behind it have chosen nothing either.
+            self._aheads.clear()
+        elif was_late and ready.waited:
+            self._depth = min(self._depth + 1, DEPTH_MAX)
+        return ready
