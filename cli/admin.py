@@ -127,7 +127,8 @@ class _Bars:
 
 def ask_store(data: Path, question: Callable[[Engine], Awaitable[T]]) -> T:
     """Open the store, which must exist, and return the answer of one call."""
-    if not (data / STORE_FILE).is_file():
+    config = admin_config(data, os.environ)
+    if not config.meta and not (data / STORE_FILE).is_file():
         raise ConfigError(
             f"no store in {data}; name its folder with --data, or make one with `lode serve`"
         )
@@ -137,7 +138,7 @@ def ask_store(data: Path, question: Callable[[Engine], Awaitable[T]]) -> T:
 
     async def main() -> T:
         # Garbage collection and repair are the server's work.
-        async with open_engine(admin_config(data, os.environ)) as engine:
+        async with open_engine(config) as engine:
             return await question(engine)
 
     return trio.run(main)
