@@ -6,6 +6,8 @@ and strays; then, in slices, census and rebalance, so that new damage does not w
 
 from __future__ import annotations
 
+import math
+
 import trio
 
 from engine.cluster.membership import ask_for
@@ -30,6 +32,8 @@ class Upkeep:
         self._woken = trio.Event()
         self._urgent_at = float("-inf")
         """When the queue was last worked through, by trio's clock."""
+        self._next_in = math.inf
+        """Seconds until a census is due that waits for its turn."""
         self._repair_rate = Rate(store.config.repair_rate)
         self._census = Census(store)
         self._rebalance = Rebalance(store)
@@ -38,11 +42,12 @@ class Upkeep:
         self._woken.set()
 
     async def wait(self) -> None:
-        with trio.move_on_after(self._interval_s):
+        with trio.move_on_after(min(self._interval_s, self._next_in)):
             await self._woken.wait()
 
     async def work(self) -> None:
         """Do all that can be done now. Raises: EngineError."""
+        self._next_in = math.inf
         self._census.forget()
         self._rebalance.forget()
         self._urgent_at = float("-inf")
@@ -50,11 +55,13 @@ class Upkeep:
             if self._woken.is_set() or self._urgent_due():
                 self._woken = trio.Event()
                 await self._urgent()
-            if await self._census.due():
+            census_in = await self._census.due_in()
+            if census_in <= 0:
                 await self._census.run(self._slice_over())
             elif await self._rebalance.due():
                 await self._rebalance.run(self._slice_over())
             elif not self._woken.is_set():
+                self._next_in = census_in
                 return
 
     def _urgent_due(self) -> bool:
