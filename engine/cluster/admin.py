@@ -29,7 +29,6 @@ from engine.store import Store
 ANSWER_S_MAX = 10.0
 ADOPT_S_MAX = 120.0
 TIB = 1 << 40
-WALKS = ("census", "rebalance")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,7 +180,8 @@ class ClusterAdmin:
                 node_id = NodeId(bytes.fromhex(drive.node))
                 known = rows.nodes.get(node_id)
                 set_node(tr, node_id, _node_record(member_id, drive, known, placing.weight, now))
-        ask_for(tr, WALKS, now)
+        # A rebalance ends with a census.
+        ask_for(tr, ["rebalance"], now)
 
     async def replace(self, name: str, address: str, placing: Placing) -> tuple[str, str]:
         """Put a new machine in the place of one that is gone.
@@ -342,7 +342,8 @@ class ClusterAdmin:
             stays = (state, node.state) in (("up", "rebuilding"), ("draining", "removed"))
             changed = node.state if stays else state
             set_node(tr, node_id, msgspec.structs.replace(node, state=changed, changed_ms=now))
-        ask_for(tr, WALKS, now)
+        # What is given up has to be counted as missing, so that it is repaired.
+        ask_for(tr, ["census"] if state == "removed" else ["rebalance"], now)
 
 
 async def _ask(calls: MemberCalls, address: str) -> MemberHealth:

@@ -187,6 +187,7 @@ class Heartbeat:
             changes.clear()
             rows = await read_rows(tr)
             walks: set[str] = set()
+            silent_members: set[MemberId] = set()
             for member_id, member in rows.members.items():
                 health = self._next(member_id, member, silent)
                 answer = answers.get(member_id)
@@ -194,6 +195,8 @@ class Heartbeat:
                 if health != member.health:
                     changes.append((member.name, member.health, health))
                     member = with_health(member, health, now)
+                if health != "up":
+                    silent_members.add(member_id)
                 if health != rows.members[member_id].health or version != member.version:
                     member = msgspec.structs.replace(member, version=version)
                     set_member(tr, member_id, member)
@@ -202,13 +205,11 @@ class Heartbeat:
                 node = self._with_answers(rows, node_id, before, answers, drives)
                 health = self._next(node_id, node, silent)
                 if health != node.health:
-                    member_of = rows.members.get(node.member) if node.member else None
-                    if member_of is None or member_of.health == "up":
+                    if node.member not in silent_members:
                         changes.append((node.location, node.health, health))
                     node = with_health(node, health, now)
                     walks |= _walks_after(before.health, health)
                 if node.drive_id != before.drive_id:
-                    changes.append((node.location, "drive", "replaced"))
                     tr.clear(keyspace.work(f"rebuild {node_id.hex()}"))
                 if node != before:
                     set_node(tr, node_id, node)

@@ -91,25 +91,25 @@ class Census:
         """Read what was written down again: another process may have gone on meanwhile."""
         self._walk = None
 
-    async def due(self) -> bool:
-        """Return whether one is under way, asked for, or a period has passed."""
+    async def due_in(self) -> float:
+        """Return the seconds until there is something to do; 0: one is under way or asked for."""
         if self._walk is not None:
-            return True
+            return 0.0
         store = self._store
         progress = await Progress.load(store, NAME)
         if progress is not None and not progress.record.ended:
-            return True
+            return 0.0
         last = await last_census(store)
         if last is None:
-            return True
+            return 0.0
 
         async def body(tr: ReadTransaction) -> int:
             return await asked_for(tr, NAME)
 
-        now = store.clock()
+        due_ms = last.started_ms + store.config.census_period_s * 1000
         if await store.db.read(body) >= last.started_ms:
-            return now - last.ended_ms >= PAUSE_FACTOR * (last.ended_ms - last.started_ms)
-        return now - last.started_ms >= store.config.census_period_s * 1000
+            due_ms = last.ended_ms + PAUSE_FACTOR * (last.ended_ms - last.started_ms)
+        return max(0.0, (due_ms - store.clock()) / 1000)
 
     async def run(self, stop: Callable[[], bool]) -> None:
         """Go on with the walk, or begin another, until it ends or ``stop`` says so.

@@ -61,9 +61,12 @@ class Scrub:
         """
         store, record = self._store, progress.record
         damaged = 0
+        seen = record.done
 
         async def visit(chunk_id: ChunkId, chunk: ChunkRecord) -> None:
-            nonlocal damaged
+            nonlocal damaged, seen
+            await self._keep_schedule(progress, seen, period_ms)
+            seen += 1
             size = layout_of(chunk_id, chunk).fragment_size * len(chunk.nodes)
             await self._rate.take(size)
             states = await store.data.examine(chunk_id, chunk, deep=True)
@@ -78,22 +81,23 @@ class Scrub:
 
         event = "chunk not scrubbed"
         while await walk_page(store, progress, visit, at_once=1, event=event):
-            await self._keep_schedule(progress, period_ms)
+            pass
         await progress.end()
         structlog.get_logger().info(
             "scrubbed", chunks=record.done, bytes=record.size, left=record.left, damaged=damaged
         )
         return damaged
 
-    async def _keep_schedule(self, progress: Progress, period_ms: float) -> None:
+    async def _keep_schedule(self, progress: Progress, seen: int, period_ms: float) -> None:
+        """Wait until it is time for chunk number ``seen``."""
         record = progress.record
         while record.total and period_ms:
-            due_ms = record.started_ms + period_ms * min(record.done / record.total, 1.0)
+            due_ms = record.started_ms + period_ms * min(seen / record.total, 1.0)
             ahead_s = (due_ms - self._store.clock()) / 1000
             if ahead_s <= 0:
                 return
             await trio.sleep(min(ahead_s, SLEEP_S_MAX))
-            await progress.save()
+            await progress.save(now=ahead_s > SLEEP_S_MAX)
 
 
 async def begin_scrub(store: Store) -> Progress:
