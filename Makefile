@@ -19,6 +19,10 @@ CODE := cli dav engine fs s3 tests benchmarks
 # Not in a .flake8 file: flake8 takes codes of five letters on its command line only.
 ASYNC_RULES := --isolated --select=ASYNC1,ASYNC2 --extend-ignore=ASYNC109,ASYNC114,ASYNC124,ASYNC128
 
+# Suites that make test-fdb runs once more with every store's metadata on FoundationDB.
+FDB_TESTS := tests/model/test_engine_model.py tests/model/test_engine_scripts.py \
+	tests/model/test_s3_model.py tests/model/test_dav_model.py tests/model/test_three_doors.py
+
 .PHONY: help run setup setup-dev test check format bench bench-mount soak lock clean
 
 help:  ## Show this list
@@ -61,6 +65,16 @@ bench-mount: $(DEV_STAMP)  ## Measure the mount against rclone, s3fs and a file 
 soak: $(DEV_STAMP)  ## Run the long tests that `make test` leaves out
 	@$(BIN)/pytest -m soak $(ARGS)
 
+# The contract and what FoundationDB adds to it; then the models, whose stores are told to lie there.
+test-fdb: $(DEV_STAMP)  ## Run the tests of metadata on FoundationDB; fails without a server
+	@[[ -n "$$LODE_TEST_FDB_CLUSTER" ]] || command -v fdbserver >/dev/null || { echo \
+	    "test-fdb: name a cluster file in LODE_TEST_FDB_CLUSTER, or put fdbserver on the PATH" >&2; \
+	    exit 1; }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	    --require-hashes -r requirements-fdb.lock >&2
+	@$(BIN)/pytest -k fdb $(ARGS)
+	@LODE_TEST_META=fdb $(BIN)/pytest $(FDB_TESTS) $(ARGS)
+
 # UV_CUSTOM_COMPILE_COMMAND is what the files say about their origin.
 COMPILE = UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet --universal \
 	--python-version 3.11 --generate-hashes --no-annotate --extra build $(UPGRADE) pyproject.toml
@@ -69,6 +83,7 @@ lock: $(DEV_STAMP)  ## Lock the dependencies again; UPGRADE=--upgrade takes newe
 	$(COMPILE) --output-file requirements.lock
 	$(COMPILE) --extra dev --constraint requirements.lock --output-file requirements-dev.lock
 	$(COMPILE) --extra mount --constraint requirements.lock --output-file requirements-mount.lock
+	$(COMPILE) --extra fdb --constraint requirements.lock --output-file requirements-fdb.lock
 
 clean:  ## Remove the virtual environment and caches; never ./data
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

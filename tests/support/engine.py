@@ -31,6 +31,7 @@ from engine.types import (
     ObjectInfo,
     PartInfo,
 )
+from tests.support.fdb_server import metadata_for
 
 KIB = 1 << 10
 START_MS = 1_700_000_000_000
@@ -113,6 +114,7 @@ def folder_in(path: Path, *, drives: int = 6, profile: str = "4+2", **settings: 
     """Return a store to be made in ``path``; ``settings`` are fields of ``StoreConfig``."""
     config = StoreConfig(
         data=path / "data",
+        meta=metadata_for(path),
         drives=tuple(path / f"drive{number}" for number in range(drives)),
         profile=Profile.parse(profile),
         session_s=3600.0,

@@ -140,3 +140,10 @@ def location(folder: Path) -> FdbLocation:
     """Return the place of the store that belongs to a folder. Skips where there is no server."""
     name = hashlib.sha256(str(folder).encode()).hexdigest()[:16]
     return FdbLocation(cluster_file(), STORE_PREFIX + name, library())
+
+
+def metadata_for(path: Path) -> str:
+    """Return where the metadata of a store in ``path`` goes: ``LODE_TEST_META=fdb`` sends every
+    store of a run to FoundationDB. Skips the test where there is no server."""
+    on_fdb = os.environ.get("LODE_TEST_META") == "fdb"
+    return str(location(path)) if on_fdb else ""

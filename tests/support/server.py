@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tests.support.fdb_server import metadata_for
+
 ROOT = Path(__file__).resolve().parents[2]
 LODE = (sys.executable, "-m", "cli.main")
 
@@ -91,6 +93,8 @@ def serving(
     log_path = data.with_name(data.name + ".log")
     name, option = command
     words = [*LODE, name, "--data", str(data), option, address, *arguments]
+    if meta := metadata_for(data):
+        words += ["--meta", meta]
     with log_path.open("ab") as log:
         process = subprocess.Popen(
             words,
