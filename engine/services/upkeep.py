@@ -44,6 +44,9 @@ class Upkeep:
     async def wait(self) -> None:
         with trio.move_on_after(min(self._interval_s, self._next_in)):
             await self._woken.wait()
+        # Also when another process has the lease: else this one would ask for it without a pause.
+        self._woken = trio.Event()
+        self._next_in = math.inf
 
     async def work(self) -> None:
         """Do all that can be done now. Raises: EngineError."""
