@@ -20,6 +20,7 @@ import structlog
 from engine.cluster.census_end import after_census
 from engine.cluster.membership import asked_for
 from engine.data.batch import layout_of
+from engine.errors import Corrupt
 from engine.ids import ChunkId, FragmentId, NodeId, chunk_of, fragment_id, session_of
 from engine.meta import keyspace
 from engine.meta.kv import ReadTransaction, Transaction
@@ -235,7 +236,12 @@ class _Walk:
         self, chunk_id: ChunkId, chunk: ChunkRecord, found: dict[NodeId, dict[bytes, int]]
     ) -> None:
         counts = self._counts
-        size = layout_of(chunk_id, chunk).fragment_size
+        try:
+            size = layout_of(chunk_id, chunk).fragment_size
+        except Corrupt:
+            counts["chunks"] += 1
+            counts["unreadable"] += 1
+            return
         whole, suspect, unasked = 0, [], 0
         for index, node_id in enumerate(chunk.nodes):
             counts[f"named {node_id.hex()}"] += 1

@@ -21,6 +21,7 @@ from engine.store import Store
 
 INTERVAL_S = 30.0
 SLICE_S = 2.0
+AGAIN_S = 1.0
 
 
 class Upkeep:
@@ -32,6 +33,8 @@ class Upkeep:
         self._woken = trio.Event()
         self._urgent_at = float("-inf")
         """When the queue was last worked through, by trio's clock."""
+        self._missed = False
+        """The last ``wait`` ended, and ``work`` did not begin since."""
         self._next_in = math.inf
         """Seconds until a census is due that waits for its turn."""
         self._repair_rate = Rate(store.config.repair_rate)
@@ -42,14 +45,20 @@ class Upkeep:
         self._woken.set()
 
     async def wait(self) -> None:
+        if self._missed:
+            # Woken already, and another process had the lease: it may not know what woke us.
+            await trio.sleep(AGAIN_S)
+            return
         with trio.move_on_after(min(self._interval_s, self._next_in)):
             await self._woken.wait()
+        self._missed = True
         # Also when another process has the lease: else this one would ask for it without a pause.
         self._woken = trio.Event()
         self._next_in = math.inf
 
     async def work(self) -> None:
         """Do all that can be done now. Raises: EngineError."""
+        self._missed = False
         self._next_in = math.inf
         self._census.forget()
         self._rebalance.forget()
