@@ -21,7 +21,7 @@ from fs.errors import Refused
 from fs.handles import FileHandle, Handles
 from fs.inodes import Kind, Node
 from fs.namespace import Namespace
-from fs.reading import Reading
+from fs.reading import ReadHandle, Reading
 from fs.space import Space
 from fs.versions import VersionedFiles, Versions, VersionsOfFile, is_versions
 from fs.view import Found, View
@@ -98,6 +98,9 @@ class Operations(pyfuse3.Operations):
         for name in HANDLERS:
             limit_s = SLOW_S if name in SLOW_HANDLERS else None
             setattr(self, name, guard.wrapped(name, getattr(self, name), limit_s=limit_s))
+        self.read = guard.wrapped_quick(  # type: ignore[assignment, method-assign]
+            "read", self._read_now, self.read
+        )
         # Coroutine functions in and out; the types say only that they are awaited.
         self.forget = guard.wrapped_quiet(  # type: ignore[assignment, method-assign]
             "forget", self.forget
@@ -231,6 +234,12 @@ class Operations(pyfuse3.Operations):
         else:
             handle, keep_cache = await self.writing.open(node, flags)
         return FileInfo(fh=self._files.add(handle), keep_cache=keep_cache)
+
+    def _read_now(self, fh: int, off: int, size: int) -> bytes | None:
+        handle = self._files.get(fh)
+        if handle.node.draft is None and isinstance(handle, ReadHandle):
+            return handle.read_now(off, size)  # type: ignore[return-value]
+        return None
 
     async def read(self, fh: int, off: int, size: int) -> bytes:
         handle = self._files.get(fh)

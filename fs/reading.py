@@ -57,6 +57,12 @@ class Stream:
         self.start = self.end
         self.end += len(self._buffer)
 
+    def buffered(self, offset: int, end: int) -> Readable | None:
+        """Return bytes that need not be waited for; None: not all of these."""
+        if self.start <= offset and end <= self.end:
+            return self._buffer[offset - self.start : end - self.start]
+        return None
+
     async def read(self, offset: int, end: int) -> Readable:
         """Return bytes of the object; valid until the next call."""
         while self.end <= offset:
@@ -124,6 +130,31 @@ class ReadHandle:
         if follows and end < self._size and self._run >= RUN_SIZE_MIN:
             return await self._read_on(offset, end)
         return await self._read_once(offset, end)
+
+    def read_now(self, offset: int, size: int) -> Readable | None:
+        """Return what ``read`` would, if that needs no waiting, else None."""
+        if self._inline is not None:
+            return self._inline[offset : offset + size]
+        end = min(offset + size, self._size)
+        if offset >= end:
+            return b""
+        follows = offset == self._expected
+        run = self._run + end - offset if follows else end - offset
+        stream = self._stream
+        found: Readable | None = None
+        if stream is not None and stream.start <= offset <= stream.end + SKIP_SIZE_MAX:
+            if not self._lock.locked():
+                found = stream.buffered(offset, end)
+                stream.used_at = trio.current_time()
+        elif not follows or end == self._size or run < RUN_SIZE_MIN:
+            number = offset // WINDOW_SIZE
+            window = self._owner.windows.get(self._opened.info.record.data_id, number)
+            begin = number * WINDOW_SIZE
+            if window is not None and end - begin <= WINDOW_SIZE:
+                found = memoryview(window)[offset - begin : end - begin]
+        if found is not None:
+            self._expected, self._run = end, run
+        return found
 
     async def _read_once(self, offset: int, end: int) -> Readable:
         number = offset // WINDOW_SIZE

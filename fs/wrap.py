@@ -75,6 +75,26 @@ class Guard:
 
         return guarded
 
+    def wrapped_quick(
+        self, name: str, quick: Callable[P, T | None], guarded: Callable[P, Awaitable[T]]
+    ) -> Callable[P, Awaitable[T]]:
+        """Return ``guarded``, asked only when ``quick`` has no answer. ``quick`` does not wait, so
+        it needs no time limit, which costs more than the answer of a small read."""
+        counts = self.counts
+
+        @wraps(guarded)
+        async def quick_first(*args: P.args, **kwargs: P.kwargs) -> T:
+            try:
+                answer = quick(*args, **kwargs)
+            except Exception:  # noqa: BLE001  it comes again, and is told then
+                answer = None
+            if answer is None:
+                return await guarded(*args, **kwargs)
+            counts[name] += 1
+            return answer
+
+        return quick_first
+
     def wrapped_quiet(
         self, name: str, handler: Callable[P, Awaitable[None]]
     ) -> Callable[P, Awaitable[None]]:
