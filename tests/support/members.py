@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -74,7 +75,7 @@ async def serving_member(
     adopt: bool = True,
 ) -> AsyncIterator[ServedMember]:
     """Serve a member with its drives in ``data/drive1`` ...; syncs cost nothing by default."""
-    data.mkdir(parents=True, exist_ok=True)
+    os.makedirs(data, exist_ok=True)
     folders = [data / f"drive{number}" for number in range(1, drives + 1)]
     shelf = Shelf(
         data,
@@ -113,7 +114,8 @@ async def serving_member(
             await client.aclose()
             shutdown.set()
     finally:
-        await shelf.aclose()
+        await client.aclose()  # closes sockets, waits for nothing
+        await shelf.aclose()  # shields itself, with a limit
 
 
 def _address(listener: socket.socket) -> str:

@@ -16,6 +16,7 @@ import msgspec
 import structlog
 import trio
 
+import fs.mount
 from engine.config import StoreConfig
 from engine.errors import BucketExists
 from engine.opening import open_engine, prepare_store
@@ -27,9 +28,12 @@ async def main(wanted: dict[str, Any]) -> None:
     config = StoreConfig(data=Path(wanted.pop("data")), services=False)
     if wanted.pop("full", False):
         config = msgspec.structs.replace(config, reserve=1 << 60)
-    for name in ("target", "staging", "cache"):
+    for name in ("target", "staging", "cache_dir"):
         if name in wanted:
             wanted[name] = Path(wanted[name])
+    if wanted.pop("far", False):
+        # Where the nodes are is all that the cache asks about them.
+        fs.mount.has_remote_node = lambda engine: True
     options = MountOptions(**wanted)
     await prepare_store(config)
     stop = trio.Event()
