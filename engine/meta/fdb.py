@@ -45,6 +45,8 @@ _LIMIT = frozenset({2101, 2102, 2103})
 """Transaction, key or value too large."""
 _TOO_MANY_WATCHES = 1032
 
+_CANCEL_AGAIN_S = 0.1
+
 _DEADLINE_PART = 0.9
 """How much of a caller's time is used: it shall hear of the failure, not be cut off."""
 
@@ -348,7 +350,12 @@ class FdbDatabase:
                     self._idle = trio.Event()
                     await self._idle.wait()
                 await self._clear_markers()
-            self._wakeups.cancel_all()
+            while self._running:
+                # Again and again: a body may make light of a failure and read on.
+                self._idle = trio.Event()
+                self._wakeups.cancel_all()
+                with trio.move_on_after(_CANCEL_AGAIN_S):
+                    await self._idle.wait()
             await self._wakeups.aclose()
             self._library.destroy_database(self._pointer)
         self._closed.set()
