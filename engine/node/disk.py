@@ -8,6 +8,7 @@ what a failure means is decided by the caller.
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import os
 from collections.abc import Sequence
@@ -51,6 +52,16 @@ class Disk(Protocol):
 
     def allocate(self, fd: int, size: int) -> None:
         """Make sure that ``size`` bytes of the file have blocks on the disk."""
+
+    def extend(self, fd: int, offset: int, size: int) -> bool:
+        """Give the range blocks on the disk, and the file at least its end as size; what was
+        not written reads as zeros. False, with nothing done: the file system cannot.
+        """
+
+    def open_direct(self, path: str) -> int:
+        """Open a file for writing past the page cache: offsets, sizes and memory have to be
+        multiples of 4096 then. -1: its file system cannot.
+        """
 
     def start_writeback(self, fd: int, offset: int, size: int) -> None:
         """Let the kernel begin to write the range; durable is nothing by that."""
@@ -112,6 +123,22 @@ class RealDisk:
 
     def allocate(self, fd: int, size: int) -> None:
         os.posix_fallocate(fd, 0, size)
+
+    def extend(self, fd: int, offset: int, size: int) -> bool:
+        if self._fallocate(fd, 0, offset, size) == 0:
+            return True
+        error = _last_error()
+        if error.errno in (errno.EOPNOTSUPP, errno.ENOSYS):
+            return False
+        raise error
+
+    def open_direct(self, path: str) -> int:
+        try:
+            return self.open(path, os.O_RDWR | os.O_DIRECT)
+        except OSError as error:
+            if error.errno == errno.EINVAL:
+                return -1
+            raise
 
     def start_writeback(self, fd: int, offset: int, size: int) -> None:
         if self._sync_file_range(fd, offset, size, _SYNC_FILE_RANGE_WRITE) != 0:

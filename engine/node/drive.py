@@ -46,6 +46,7 @@ from engine.node.needle import (
     FILE_HEADER_SIZE,
     NEEDLE_OVERHEAD,
     NO_FRAGMENT,
+    PAGE,
     PAYLOAD_SIZE_MAX,
     TOMBSTONES,
     UUID_SIZE,
@@ -94,6 +95,7 @@ class Drive:
         volume_size: int,
         reserve: int,
         open_files: int,
+        direct_min: int,
         report: RecoveryReport,
     ) -> None:
         self.path = path
@@ -107,6 +109,7 @@ class Drive:
         self._use_fd = use_fd
         self._volume_size = volume_size
         self._reserve = reserve
+        self._direct_min = direct_min
         self._active: Volume | None = None
         self._sealed: list[Volume] = []
         self._failed: set[int] = set()
@@ -183,12 +186,25 @@ class Drive:
         if not 0 <= size_max <= PAYLOAD_SIZE_MAX:
             raise ValueError(f"a fragment of {size_max} bytes")
         self._promise(size_max)
+        promised = size_max
         try:
-            volume, extent = self.reserve(DATA, fragment, size_max)
+            paged = size_max >= self._direct_min
+            volume, extent = self.reserve(DATA, fragment, size_max, paged=paged)
+            if paged and volume.direct_fd >= 0:
+                try:
+                    if volume.extend(extent):
+                        # The file system counts these bytes as used now.
+                        self.unpromise(promised)
+                        promised = 0
+                except NodeError:
+                    volume.abort(extent)
+                    raise
         except BaseException:
-            self.unpromise(size_max)
+            self.unpromise(promised)
             raise
-        return FragmentWriter(self, fragment, size_max, volume=volume, extent=extent)
+        return FragmentWriter(
+            self, fragment, size_max, volume=volume, extent=extent, promised=promised
+        )
 
     def _promise(self, size: int) -> None:
         try:
@@ -205,17 +221,20 @@ class Drive:
         with self._room_lock:
             self._promised -= size
 
-    def reserve(self, kind: int, fragment: FragmentId, size_max: int) -> tuple[Volume, Extent]:
+    def reserve(
+        self, kind: int, fragment: FragmentId, size_max: int, *, paged: bool = False
+    ) -> tuple[Volume, Extent]:
         """Reserve an extent in the active volume, without regard to the reserve of space.
 
         Raises: NodeFull, NodeDown.
         """
+        room = extent_size(size_max) + (PAGE if paged else 0)
         while True:
             with self._lock:
                 volume = self._active
                 if volume is None or not volume.usable():
-                    volume = self._activate(extent_size(size_max))
-            extent = volume.reserve(kind, fragment, size_max)
+                    volume = self._activate(room)
+            extent = volume.reserve(kind, fragment, size_max, paged=paged)
             if extent is not None:
                 return volume, extent
             with self._lock:
@@ -347,7 +366,7 @@ class Drive:
         end = align(row.indexed_to)
         if row.state != OPEN or end >= self._volume_size * 7 // 8:
             return False
-        # The same rule as in ``Volume.reserve``, or the two would disagree for ever.
+        # No laxer than ``Volume.reserve``, or the two would disagree for ever.
         return end + size <= self._volume_size or end == FILE_HEADER_SIZE
 
     def _create(self) -> Volume:
@@ -386,7 +405,14 @@ class Drive:
             uuid=uuid,
             end=end,
             limit=self._volume_size,
+            direct_fd=self._open_direct(number),
         )
+
+    def _open_direct(self, number: int) -> int:
+        try:
+            return self.disk.open_direct(volume_path(self.path, number))
+        except OSError:
+            return -1  # the other descriptor does, and it will tell what is wrong
 
     def seal(self, number: int) -> None:
         """Let the volume go if it is the active one, so that compaction may take it."""
@@ -423,6 +449,7 @@ def open_drive(
     volume_size: int = 1024 * MIB,
     reserve: int = 256 * MIB,
     open_files: int = 128,
+    direct_min: int = 4 * MIB,
     index_vfs: str = "",
     wait_s: float = OPEN_S_MAX,
 ) -> Drive:
@@ -430,6 +457,7 @@ def open_drive(
 
     Args:
         reserve: bytes of the file system that new fragments may not use.
+        direct_min: fragments announced with so many bytes are written past the page cache.
         index_vfs: name of the SQLite VFS of the index; tests put faults in with it.
         wait_s: how long to wait while another process opens the drive.
     Raises:
@@ -465,6 +493,7 @@ def open_drive(
         volume_size=volume_size,
         reserve=reserve,
         open_files=open_files,
+        direct_min=direct_min,
         report=report,
     )
 

@@ -9,7 +9,7 @@ File header (512 bytes, the rest zero)
 offset size
 ====== ==== =====================================================================
 0      8    ``LODEVOL`` 00
-8      2    format, 1
+8      2    format, 2
 10     2    0
 12     4    number of the volume
 16     16   uuid of the volume, random
@@ -20,12 +20,12 @@ Extent
 
 ====== ==== =====================================================================
 0      4    ``LdNd``
-4      1    format, 1
-5      1    kind: 1 data, 2 tombstones, 3 copy (made by compaction)
+4      1    format, 2
+5      1    kind: 1 data, 2 tombstones, 3 copy (made by compaction), 4 filler
 6      2    0
 8      16   uuid of the volume
 24     8    offset of this extent in the volume
-32     17   fragment id; zeros for tombstones
+32     17   fragment id; zeros for tombstones and filler
 49     3    0
 52     4    size of the extent as reserved, a multiple of 512
 56     4    0
@@ -40,12 +40,16 @@ Extent
 112    8    everything below this offset of the volume was durable when this was written
 120    4    0
 124    4    CRC32 of bytes 64 to 123
-128    n    payload
+128    384  zeros: the rest of the header's sector
+512    n    payload
 ====== ==== =====================================================================
 
 The uuid and the offset in each header make it impossible that an object which is itself the copy
 of a volume is taken for needles. Header and commit record lie in one sector, so a commit is
 atomic; a record in front of the payload is found without knowing the payload's size.
+
+Filler is an extent without a payload and without a commit record. It stands before a large needle
+whose payload is to begin at a page, so that it can be written past the page cache.
 
 Payload of tombstones: 41 bytes for each removed needle: fragment id (17), uuid of its volume (16),
 its offset (8).
@@ -64,13 +68,16 @@ from engine.node.contract import Buffer
 ALIGNMENT = 512
 FILE_HEADER_SIZE = 512
 HEADER_SIZE = 64
-NEEDLE_OVERHEAD = 128
-"""Bytes of an extent before the payload: header and commit record."""
-FORMAT = 1
+RECORD_SIZE = 128
+"""Bytes of header and commit record together."""
+NEEDLE_OVERHEAD = 512
+"""Bytes of an extent before the payload: header, commit record, and the rest of their sector."""
+FORMAT = 2
+PAGE = 4096
 UUID_SIZE = 16
 PAYLOAD_SIZE_MAX = 2**32 - 2 * ALIGNMENT
 
-DATA, TOMBSTONES, COPY = 1, 2, 3
+DATA, TOMBSTONES, COPY, FILLER = 1, 2, 3, 4
 
 NO_FRAGMENT = FragmentId(bytes(FRAGMENT_ID_SIZE))
 BLANK = bytes(HEADER_SIZE)
@@ -123,6 +130,11 @@ def extent_size(payload: int) -> int:
     return (NEEDLE_OVERHEAD + payload + ALIGNMENT - 1) & -ALIGNMENT
 
 
+def filler_size(offset: int) -> int:
+    """Return the bytes between ``offset`` and the next needle whose payload begins at a page."""
+    return -(offset + NEEDLE_OVERHEAD) % PAGE
+
+
 def align(offset: int) -> int:
     return (offset + ALIGNMENT - 1) & -ALIGNMENT
 
@@ -133,7 +145,7 @@ def pack_file_header(number: int, uuid: bytes) -> bytes:
 
 
 def parse_file_header(raw: Buffer) -> tuple[int, bytes] | None:
-    """Return (number, uuid), or None when this is no whole file header of format 1."""
+    """Return (number, uuid), or None when this is no whole file header of format 2."""
     if len(raw) < _FILE.size + 4:
         return None
     magic, version, _, number, uuid = _FILE.unpack_from(raw)
@@ -162,7 +174,7 @@ def parse_header(raw: Buffer, offset: int, uuid: bytes | None) -> Header | None:
     (crc,) = _CRC.unpack_from(raw, _HEADER.size)
     if version != FORMAT or crc != zlib.crc32(raw[: _HEADER.size]):
         return None
-    if kind not in (DATA, TOMBSTONES, COPY) or extent < ALIGNMENT or extent % ALIGNMENT:
+    if kind not in (DATA, TOMBSTONES, COPY, FILLER) or extent < ALIGNMENT or extent % ALIGNMENT:
         return None
     return Header(kind, own_uuid, own, FragmentId(fragment), extent, crc)
 

@@ -30,6 +30,7 @@ from engine.node.needle import (
     BLANK,
     COPY,
     FILE_HEADER_SIZE,
+    FILLER,
     HEADER_SIZE,
     NEEDLE_OVERHEAD,
     TOMBSTONES,
@@ -214,7 +215,7 @@ class Recovery:
                     tail.durable_to = commit.synced_to
                     self._settle(reader, tail)
             elif item.blank:
-                self.report.abandoned += 1
+                self.report.abandoned += header.kind != FILLER
             else:
                 what = Damage(number, header.offset, header.extent, "commit record")
                 tail.damage.append(what)

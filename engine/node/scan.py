@@ -15,6 +15,7 @@ from engine.node.needle import (
     HEADER_SIZE,
     NEEDLE_MAGIC,
     NEEDLE_OVERHEAD,
+    RECORD_SIZE,
     Commit,
     Header,
     Tombstone,
@@ -86,7 +87,7 @@ class VolumeReader:
         )
 
     def needle_at(self, offset: int, uuid: bytes | None) -> Found | None:
-        raw = self.bytes_at(offset, NEEDLE_OVERHEAD)
+        raw = self.bytes_at(offset, RECORD_SIZE)
         header = parse_header(raw[:HEADER_SIZE], offset, uuid)
         if header is None:
             return None

@@ -31,12 +31,16 @@ from engine.node.index import READ_ONLY, Index, Update
 from engine.node.needle import (
     BLANK,
     FILE_HEADER_SIZE,
+    FILLER,
     HEADER_SIZE,
     NEEDLE_OVERHEAD,
+    NO_FRAGMENT,
     NO_SOURCE,
+    PAGE,
     Commit,
     Source,
     extent_size,
+    filler_size,
     pack_commit,
     pack_header,
 )
@@ -44,7 +48,6 @@ from engine.node.needle import (
 SYNC_S_MAX = 120.0
 """A disk that takes longer for one sync counts as failed."""
 
-_PAGE = 4096
 FULL_ERRORS = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -58,6 +61,8 @@ class Extent:
     header: bytes
     whole: bool = False
     """Has a commit record."""
+    extended: bool = False
+    """All of it has blocks on the disk, and the file reaches at least to its end."""
 
 
 class Pending:
@@ -77,12 +82,27 @@ class Pending:
 
 class Volume:
     def __init__(
-        self, disk: Disk, index: Index, fd: int, *, number: int, uuid: bytes, end: int, limit: int
+        self,
+        disk: Disk,
+        index: Index,
+        fd: int,
+        *,
+        number: int,
+        uuid: bytes,
+        end: int,
+        limit: int,
+        direct_fd: int = -1,
     ) -> None:
-        """Take over ``fd``, on which the caller holds the flock; ``end`` is durable already."""
+        """Take over both descriptors; ``end`` is durable already.
+
+        Args:
+            fd: the caller holds the flock on it.
+            direct_fd: of the same file, for writing past the page cache; -1: there is none.
+        """
         self.number = number
         self.uuid = uuid
         self.fd = fd
+        self.direct_fd = direct_fd
         self.failed = False
         self._disk = disk
         self._index = index
@@ -100,26 +120,47 @@ class Volume:
 
     # Reservations
 
-    def reserve(self, kind: int, fragment: FragmentId, size_max: int) -> Extent | None:
+    def reserve(
+        self, kind: int, fragment: FragmentId, size_max: int, *, paged: bool = False
+    ) -> Extent | None:
         """Reserve an extent and write its header; None when the volume is full or closed.
 
+        Args:
+            paged: let the payload begin at a page.
         Raises: NodeFull, NodeDown.
         """
         size = extent_size(size_max)
         with self._lock:
-            offset = self._end
+            begin = self._end
+            filler = filler_size(begin) if paged else 0
+            offset = begin + filler
             if self._sealed or self.failed:
                 return None
-            if offset + size > self._limit and offset > FILE_HEADER_SIZE:
+            if offset + size > self._limit and begin > FILE_HEADER_SIZE:
                 return None
             header = pack_header(kind, self.uuid, offset, fragment, size)
             try:
+                if filler:
+                    blank = pack_header(FILLER, self.uuid, begin, NO_FRAGMENT, filler) + BLANK
+                    write_all(self._disk, self.fd, [blank], begin)
                 write_all(self._disk, self.fd, [header + BLANK], offset)
             except OSError as error:
                 self._raise(error)
             self._end = offset + size
             self._outstanding[offset] = None
         return Extent(offset, size, header)
+
+    def extend(self, extent: Extent) -> bool:
+        """Give the extent its blocks on the disk now, so that writing to it changes nothing but
+        them; False: the file system cannot, and it is written like any other.
+
+        Raises: NodeFull, NodeDown; abort the extent then.
+        """
+        try:
+            extent.extended = self._disk.extend(self.fd, extent.offset, extent.size)
+        except OSError as error:
+            self._raise(error)
+        return extent.extended
 
     def write_commit(self, extent: Extent, size: int, crc: int, source: Source = NO_SOURCE) -> None:
         """Make the needle whole, though not durable, and give back what it did not use."""
@@ -135,10 +176,22 @@ class Volume:
                 write_all(self._disk, self.fd, [record], extent.offset + HEADER_SIZE)
             except OSError as error:
                 self._raise(error)
-            extent.size = final
+            reserved, extent.size = extent.offset + extent.size, final
             extent.whole = True
             if last:
                 self._move_back(extent.offset + final)
+            if extent.extended and extent.offset + used < reserved:
+                with contextlib.suppress(OSError):  # only dead space is left then
+                    self._shorten(extent.offset + used, reserved, last=last)
+
+    def _shorten(self, begin: int, end: int, *, last: bool) -> None:
+        """Give blocks back that were taken before it was known how many it takes."""
+        if last:
+            self._disk.ftruncate(self.fd, begin)
+            return
+        begin = (begin + PAGE - 1) & -PAGE
+        if begin < end & -PAGE:
+            self._disk.punch_hole(self.fd, begin, (end & -PAGE) - begin)
 
     def disown(self, extent: Extent) -> None:
         """Take the commit record away again: the needle was not, after all, to be."""
@@ -171,8 +224,8 @@ class Volume:
             self._move_back(extent.offset)
             self._disk.ftruncate(self.fd, extent.offset)
             return
-        begin = (extent.offset + NEEDLE_OVERHEAD + _PAGE - 1) & -_PAGE
-        whole = (end & -_PAGE) - begin
+        begin = (extent.offset + NEEDLE_OVERHEAD + PAGE - 1) & -PAGE
+        whole = (end & -PAGE) - begin
         if whole > 0:
             self._disk.punch_hole(self.fd, begin, whole)
 
@@ -336,9 +389,12 @@ class Volume:
             busy = self._outstanding or self._syncing or self._pins
             if busy or not self._sealed or self.fd < 0:
                 return
-            fd, self.fd = self.fd, -1
-        with contextlib.suppress(OSError):
-            self._disk.close(fd)
+            descriptors = self.fd, self.direct_fd
+            self.fd = self.direct_fd = -1
+        for fd in descriptors:
+            if fd >= 0:
+                with contextlib.suppress(OSError):
+                    self._disk.close(fd)
 
     def usable(self) -> bool:
         return not (self._sealed or self.failed)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
@@ -12,7 +14,7 @@ from engine.ids import FragmentId
 from engine.node.contract import Buffer, NodeDown, NodeError, NodeFull
 from engine.node.disk import write_all
 from engine.node.index import Update
-from engine.node.needle import NEEDLE_OVERHEAD
+from engine.node.needle import NEEDLE_OVERHEAD, PAGE
 from engine.node.volume import FULL_ERRORS, Extent, Pending, Volume
 
 if TYPE_CHECKING:
@@ -35,11 +37,13 @@ class FragmentWriter:
     __slots__ = (
         "_begin",
         "_crc",
+        "_direct",
         "_done",
         "_drive",
         "_extent",
         "_flushed",
         "_fragment",
+        "_promised",
         "_size",
         "_size_max",
         "_volume",
@@ -53,12 +57,19 @@ class FragmentWriter:
         *,
         volume: Volume,
         extent: Extent,
+        promised: int,
     ) -> None:
+        """
+        Args:
+            promised: bytes that the drive holds back until they are written or given up.
+        """
         self._drive = drive
         self._fragment = fragment
         self._size_max = size_max
         self._volume = volume
         self._extent = extent
+        self._promised = promised
+        self._direct = extent.extended
         self._begin = extent.offset + NEEDLE_OVERHEAD
         self._size = 0
         self._flushed = 0
@@ -77,14 +88,34 @@ class FragmentWriter:
             raise NodeDown(f"volume {self._volume.number:08x} failed")
         try:
             if added:
-                write_all(self._drive.disk, self._volume.fd, buffers, self._begin + self._size)
+                self._append(buffers)
             if size - self._flushed >= _WRITEBACK_SIZE:
                 self._start_writeback(size)
         except OSError as error:
             self._raise(error)
         self._crc = crc
         self._size = size
-        self._drive.unpromise(added)
+        if self._promised:
+            self._promised -= added
+            self._drive.unpromise(added)
+
+    def _append(self, buffers: Sequence[Buffer]) -> None:
+        disk, offset = self._drive.disk, self._begin + self._size
+        if self._direct:
+            aligned = _aligned(buffers) if offset % PAGE == 0 else 0
+            if aligned:
+                try:
+                    written = write_all(disk, self._volume.direct_fd, buffers[:aligned], offset)
+                except OSError as error:
+                    if error.errno != errno.EINVAL:
+                        raise
+                    aligned = written = 0  # the drive wants a larger alignment
+                    self._direct = False
+                if offset == self._begin + self._flushed:
+                    self._flushed += written
+                buffers, offset = buffers[aligned:], offset + written
+        if buffers:
+            write_all(disk, self._volume.fd, buffers, offset)
 
     def _start_writeback(self, size: int) -> None:
         begin = self._begin + self._flushed
@@ -106,8 +137,9 @@ class FragmentWriter:
             self.abort()
             raise
         self._finish()
-        with contextlib.suppress(OSError):  # advice: the fragment is safe already
-            self._drop_cached(self._size)
+        if not self._direct:
+            with contextlib.suppress(OSError):  # advice: the fragment is safe already
+                self._drop_cached(self._size)
         if update.replaced:
             # Without a tombstone, the loss of the index would bring the older needle back.
             self._drive.bury(update.replaced)
@@ -119,9 +151,20 @@ class FragmentWriter:
 
     def _finish(self) -> None:
         self._done = True
-        self._drive.unpromise(self._size_max - self._size)
+        if self._promised:
+            self._drive.unpromise(self._promised)
 
     def _raise(self, error: OSError) -> NoReturn:
         if error.errno in FULL_ERRORS:
             raise NodeFull(f"{self._drive.path}: the drive is full") from error
         raise NodeDown(f"{self._drive.path}: write: {error.strerror}") from error
+
+
+def _aligned(buffers: Sequence[Buffer]) -> int:
+    """Return how many buffers, from the first on, can be written past the page cache."""
+    for count, buffer in enumerate(buffers):
+        if not isinstance(buffer, memoryview) or buffer.readonly or buffer.nbytes % PAGE:
+            return count
+        if ctypes.addressof(ctypes.c_char.from_buffer(buffer)) % PAGE:
+            return count
+    return len(buffers)

@@ -22,12 +22,15 @@ from tests.support.drives import (
     get,
     lose_index,
     new_drive,
+    pieces,
     put,
     reopen,
 )
 
 VOLUME_SIZE = 24 * 1024
-SIZES = [700, 5_000, 100, 0, 9_000, 2_000, 513, 6_000]
+DIRECT_MIN = 3_000
+"""About half of the fragments go past the page cache."""
+SIZES = [700, 5_000, 100, 0, 9_000, 2_000, 513, 8_192]
 
 
 def payload(number: int) -> bytes:
@@ -58,8 +61,7 @@ class Scenario:
         for half in (0, 1):
             for number, writer in writers.items():
                 data = payload(number)
-                middle = len(data) // 2
-                writer.write([data[middle:] if half else data[:middle]])
+                writer.write(pieces(data)[1:] if half else pieces(data)[:1])
         order = list(reversed(numbers))
         writers.pop(order[1]).abort()
         for number in order:
@@ -93,12 +95,16 @@ def folder() -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> OperationLog:
     root = tmp_path_factory.mktemp("recorded")
-    drive = new_drive(root / "drive", volume_size=VOLUME_SIZE)
+    drive = new_drive(root / "drive", volume_size=VOLUME_SIZE, direct_min=DIRECT_MIN)
     drive.close()
     log = OperationLog(root)
     vfs = RecordingVFS("recorded-node", log)
     drive = reopen(
-        root / "drive", RecordingDisk(log), volume_size=VOLUME_SIZE, index_vfs="recorded-node"
+        root / "drive",
+        RecordingDisk(log),
+        volume_size=VOLUME_SIZE,
+        direct_min=DIRECT_MIN,
+        index_vfs="recorded-node",
     )
     Scenario(drive, log).run()
     drive.close()
@@ -131,7 +137,7 @@ def check_state(log: OperationLog, crash_at: int, seed: int, target: Path) -> No
     log.materialize(crash_at, seed, target)
     marks = log.marked(crash_at)
     folder = target / "drive"
-    drive = reopen(folder, volume_size=VOLUME_SIZE)
+    drive = reopen(folder, volume_size=VOLUME_SIZE, direct_min=DIRECT_MIN)
     try:
         assert drive.report.damage == []
         assert drive.report.missing == 0
@@ -144,7 +150,7 @@ def check_state(log: OperationLog, crash_at: int, seed: int, target: Path) -> No
     finally:
         drive.close()
     lose_index(folder)
-    drive = reopen(folder, volume_size=VOLUME_SIZE)
+    drive = reopen(folder, volume_size=VOLUME_SIZE, direct_min=DIRECT_MIN)
     try:
         assert drive.report.damage == []
         check(drive, marks)
@@ -180,7 +186,7 @@ def test_index_lost_in_the_crash_is_built_again(recorded: OperationLog, folder: 
     for crash_at, seed in recorded.states(step=5):
         recorded.materialize(crash_at, seed, folder / "crashed")
         lose_index(folder / "crashed" / "drive")
-        drive = reopen(folder / "crashed" / "drive", volume_size=VOLUME_SIZE)
+        drive = reopen(folder / "crashed" / "drive", volume_size=VOLUME_SIZE, direct_min=DIRECT_MIN)
         try:
             assert drive.report.rebuilt == bool(drive.index.volumes())
             check(drive, recorded.marked(crash_at))
@@ -202,13 +208,19 @@ def test_crash_during_recovery_is_recovered_from(recorded: OperationLog, folder:
             first / "drive",
             RecordingDisk(log),
             volume_size=VOLUME_SIZE,
+            direct_min=DIRECT_MIN,
             index_vfs="recorded-again",
         )
         drive.close()
         vfs.unregister()
         for again, seed in log.states(step=2):
             log.materialize(again, seed, folder / "second")
-            drive = reopen(folder / "second" / "drive", UnsyncedDisk(), volume_size=VOLUME_SIZE)
+            drive = reopen(
+                folder / "second" / "drive",
+                UnsyncedDisk(),
+                volume_size=VOLUME_SIZE,
+                direct_min=DIRECT_MIN,
+            )
             try:
                 check(drive, recorded.marked(crash_at))
                 assert drive.report.damage == []

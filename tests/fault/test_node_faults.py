@@ -19,6 +19,7 @@ from tests.support.drives import (
     get,
     lose_index,
     new_drive,
+    pieces,
     put,
     reopen,
 )
@@ -138,6 +139,51 @@ def test_full_disk_at_reserving_is_node_full(tmp_path: Path) -> None:
     with pytest.raises(NodeFull):
         drive.open_writer(fragment(2), 100)
     put(drive, fragment(2), b"y")
+    drive.close()
+
+
+def test_full_disk_at_taking_blocks_is_node_full(tmp_path: Path) -> None:
+    drive, disk = faulty(tmp_path, direct_min=4096)
+    put(drive, fragment(1), content(1, 9_000))
+    disk.faults = [Fault("extend", errno.ENOSPC)]
+    with pytest.raises(NodeFull):
+        put(drive, fragment(2), content(2, 9_000))
+    put(drive, fragment(3), content(3, 9_000))
+    assert drive.space().fragments == 2
+    drive.close()
+    drive = reopen(tmp_path)
+    assert drive.report.damage == []
+    assert everything(drive) == {fragment(n): content(n, 9_000) for n in (1, 3)}
+    drive.close()
+
+
+def test_sync_that_fails_after_writing_past_the_page_cache_stops_the_volume(
+    tmp_path: Path,
+) -> None:
+    drive, disk = faulty(tmp_path, direct_min=4096)
+    put(drive, fragment(1), content(1, 9_000))
+    disk.faults = [Fault("fdatasync", path="00000001.vol")]
+    with pytest.raises(NodeDown):
+        put(drive, fragment(2), content(2, 9_000))
+    put(drive, fragment(3), content(3, 9_000))
+    assert (tmp_path / "volumes" / "00000002.vol").exists()
+    drive.close()
+    drive = reopen(tmp_path)
+    assert everything(drive) == {fragment(n): content(n, 9_000) for n in (1, 3)}
+    drive.close()
+
+
+def test_write_past_the_page_cache_that_fails_concerns_its_fragment(tmp_path: Path) -> None:
+    drive, disk = faulty(tmp_path, direct_min=4096)
+    writer = drive.open_writer(fragment(1), 20_000)
+    writer.write(pieces(content(1, 8_192)))
+    disk.faults = [Fault("pwritev", errno.EIO)]
+    with pytest.raises(NodeDown):
+        writer.write(pieces(content(2, 8_192)))
+    writer.abort()
+    put(drive, fragment(3), content(3, 9_000))
+    assert everything(drive) == {fragment(3): content(3, 9_000)}
+    check_sums(drive)
     drive.close()
 
 

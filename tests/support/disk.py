@@ -48,6 +48,14 @@ class Truncate:
 
 
 @dataclass(frozen=True, slots=True)
+class Extend:
+    """The file reaches at least to ``size``."""
+
+    file: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
 class Punch:
     file: int
     offset: int
@@ -72,7 +80,7 @@ class SyncFolder:
     path: str
 
 
-Operation = Write | Truncate | Punch | Sync | Link | SyncFolder
+Operation = Write | Truncate | Extend | Punch | Sync | Link | SyncFolder
 
 
 @dataclass(slots=True)
@@ -206,7 +214,7 @@ class OperationLog:
         synced = {op.file: index for index, op in enumerate(done) if isinstance(op, Sync)}
         cut: dict[int, int | None] = {}
         for index, operation in enumerate(done):
-            if not isinstance(operation, (Write, Truncate, Punch)):
+            if not isinstance(operation, (Write, Truncate, Extend, Punch)):
                 continue
             file = operation.file
             if file not in cut:
@@ -262,6 +270,9 @@ def _apply(
             content = contents.setdefault(file, bytearray())
             del content[size:]
             content.extend(bytes(size - len(content)))
+        case Extend(file, size):
+            content = contents.setdefault(file, bytearray())
+            content.extend(bytes(max(0, size - len(content))))
         case Punch(file, offset, size):
             content = contents.setdefault(file, bytearray())
             end = min(offset + size, len(content))
@@ -304,6 +315,12 @@ class RecordingDisk(RealDisk):
     def punch_hole(self, fd: int, offset: int, size: int) -> None:
         self.log.add(Punch(self._files[fd], offset, size))
         super().punch_hole(fd, offset, size)
+
+    def extend(self, fd: int, offset: int, size: int) -> bool:
+        self.log.add(Extend(self._files[fd], offset + size))
+        if os.fstat(fd).st_size < offset + size:
+            os.ftruncate(fd, offset + size)
+        return True
 
     def allocate(self, fd: int, size: int) -> None:
         self.log.add(Truncate(self._files[fd], size))
@@ -417,7 +434,8 @@ class FaultDisk(RealDisk):
         """Offsets in volumes whose byte is read with one bit changed."""
         self.calls: list[str] = []
         self._paths: dict[int, str] = {}
-        self._unsynced: dict[int, list[tuple[int, bytes]]] = {}
+        self._unsynced: dict[str, list[tuple[int, bytes]]] = {}
+        """By path, since a file may be open twice: what writes since the last sync replaced."""
 
     def _call(self, call: str, path: str) -> None:
         self.calls.append(call)
@@ -434,7 +452,7 @@ class FaultDisk(RealDisk):
         self._call("open", path)
         fd = super().open(path, flags, mode)
         self._paths[fd] = path
-        self._unsynced[fd] = []
+        self._unsynced.setdefault(path, [])
         return fd
 
     def preadv(self, fd: int, buffers: Sequence[Buffer], offset: int, flags: int = 0) -> int:
@@ -452,17 +470,19 @@ class FaultDisk(RealDisk):
     def pwritev(self, fd: int, buffers: Sequence[Buffer], offset: int) -> int:
         self._call("pwritev", self._paths[fd])
         size = sum(memoryview(buffer).nbytes for buffer in buffers)
-        self._unsynced[fd].append((offset, os.pread(fd, size, offset).ljust(size, b"\0")))
+        with open(self._paths[fd], "rb") as file:
+            before = os.pread(file.fileno(), size, offset).ljust(size, b"\0")
+        self._unsynced[self._paths[fd]].append((offset, before))
         return super().pwritev(fd, buffers, offset)
 
     def fdatasync(self, fd: int) -> None:
         try:
             self._call("fdatasync", self._paths[fd])
         except OSError:
-            for offset, before in reversed(self._unsynced[fd]):
+            for offset, before in reversed(self._unsynced[self._paths[fd]]):
                 os.pwrite(fd, before, offset)
             raise
-        self._unsynced[fd].clear()
+        self._unsynced[self._paths[fd]].clear()
         super().fdatasync(fd)
 
     def fsync_dir(self, path: str) -> None:
@@ -472,6 +492,10 @@ class FaultDisk(RealDisk):
     def ftruncate(self, fd: int, size: int) -> None:
         self._call("ftruncate", self._paths[fd])
         super().ftruncate(fd, size)
+
+    def extend(self, fd: int, offset: int, size: int) -> bool:
+        self._call("extend", self._paths[fd])
+        return super().extend(fd, offset, size)
 
     def punch_hole(self, fd: int, offset: int, size: int) -> None:
         self._call("punch_hole", self._paths[fd])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import mmap
 import random
 from pathlib import Path
 
 from engine.ids import FragmentId, NodeId
 from engine.node.disk import Disk
 from engine.node.drive import Drive, format_drive, open_drive
+from engine.node.needle import PAGE, extent_size
 from tests.support.disk import UnsyncedDisk
 
 STORE = "store"
@@ -35,10 +37,20 @@ def reopen(path: Path, disk: Disk | None = None, **options: int | str) -> Drive:
     return open_drive(str(path), store_id=STORE, disk=disk or UnsyncedDisk(), **options)  # type: ignore[arg-type]
 
 
+def pieces(payload: bytes) -> list[bytes | memoryview]:
+    """Return the payload with its whole pages in memory that can be written past the cache."""
+    whole = len(payload) & -PAGE
+    if not whole:
+        return [payload]
+    mapped = mmap.mmap(-1, whole)
+    mapped[:] = payload[:whole]
+    return [memoryview(mapped), payload[whole:]]
+
+
 def put(drive: Drive, name: FragmentId, payload: bytes, size_max: int | None = None) -> None:
     writer = drive.open_writer(name, len(payload) if size_max is None else size_max)
     try:
-        writer.write([payload])
+        writer.write(pieces(payload))
         writer.commit()
     except BaseException:
         writer.abort()
@@ -70,7 +82,7 @@ def check_sums(drive: Drive) -> None:
     for number, row in rows.items():
         needles = drive.index.needles_in(number)
         assert row.needles == len(needles)
-        assert row.live == sum((128 + size + 511) // 512 * 512 for _, _, size in needles)
+        assert row.live == sum(extent_size(size) for _, _, size in needles)
 
 
 def lose_index(path: Path) -> None:

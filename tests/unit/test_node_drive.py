@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
+import mmap
 import os
+import tempfile
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from engine.ids import NodeId
 from engine.node.compaction import compact
-from engine.node.contract import FragmentMissing, NodeDown, NodeFull
+from engine.node.contract import Buffer, FragmentMissing, NodeDown, NodeFull
 from engine.node.disk import RealDisk
 from engine.node.drive import Drive, format_drive, open_drive
 from engine.node.identity import (
@@ -20,7 +25,7 @@ from engine.node.identity import (
     DriveMissing,
     DriveUnreadable,
 )
-from tests.support.disk import FaultDisk
+from tests.support.disk import FaultDisk, UnsyncedDisk
 from tests.support.drives import (
     NODE,
     STORE,
@@ -120,8 +125,113 @@ def test_unused_room_of_a_short_fragment_is_given_back(tmp_path: Path) -> None:
     put(drive, fragment(1), b"x" * 1_000, size_max=10_000_000)
     put(drive, fragment(2), b"y" * 1_000, size_max=10_000_000)
     (volume,) = volume_files(tmp_path)
-    assert volume.stat().st_size < 8 * KIB
+    assert volume.stat().st_size < 12 * KIB
+    assert volume.stat().st_blocks * 512 <= 12 * KIB
     assert get(drive, fragment(2)) == b"y" * 1_000
+    drive.close()
+
+
+def test_unused_room_between_two_fragments_keeps_no_blocks(tmp_path: Path) -> None:
+    drive = new_drive(tmp_path)
+    first, second = (drive.open_writer(fragment(number), 10_000_000) for number in (1, 2))
+    first.write([b"x" * 1_000])
+    first.commit()
+    (volume,) = volume_files(tmp_path)
+    assert volume.stat().st_size > 20_000_000
+    second.abort()
+    assert volume.stat().st_blocks * 512 <= 16 * KIB
+    assert everything(drive) == {fragment(1): b"x" * 1_000}
+    drive.close()
+    drive = reopen(tmp_path)
+    assert drive.report.damage == []
+    assert everything(drive) == {fragment(1): b"x" * 1_000}
+    drive.close()
+
+
+def cached_pages(path: Path) -> int:
+    """Return how many pages of a file are in the page cache (mincore)."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    size = path.stat().st_size
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), size) as mapped:
+        flags = (ctypes.c_ubyte * (-(-size // 4096)))()
+        anchor = ctypes.c_char.from_buffer(mapped)
+        assert libc.mincore(ctypes.c_void_p(ctypes.addressof(anchor)), size, flags) == 0
+        del anchor
+        return sum(flag & 1 for flag in flags)
+
+
+def can_write_direct(folder: Path) -> bool:
+    with tempfile.NamedTemporaryFile(dir=folder) as probe:
+        try:
+            os.close(os.open(probe.name, os.O_RDWR | os.O_DIRECT))
+        except OSError:
+            return False
+    return os.statvfs(folder).f_bsize == 4096
+
+
+def test_large_aligned_fragments_go_past_the_page_cache(tmp_path: Path) -> None:
+    if not can_write_direct(tmp_path):
+        pytest.skip("the file system of temporary files cannot")
+    drive = new_drive(tmp_path, RealDisk(), direct_min=1 << 20)
+    payload = content(1, (2 << 20) + 1_000)
+    put(drive, fragment(1), payload)
+    (volume,) = volume_files(tmp_path)
+    assert cached_pages(volume) < 16
+    assert get(drive, fragment(1)) == payload
+    put(drive, fragment(2), content(2, (1 << 20) - 1))
+    assert everything(drive) == {fragment(1): payload, fragment(2): content(2, (1 << 20) - 1)}
+    drive.close()
+    lose_index(tmp_path)
+    drive = reopen(tmp_path)
+    assert drive.report.damage == []
+    assert len(everything(drive)) == 2
+    drive.close()
+
+
+class PlainDisk(UnsyncedDisk):
+    """Of a file system that can neither reserve blocks nor write past the page cache."""
+
+    def __init__(self, *, extends: bool, opens: bool, writes: bool) -> None:
+        super().__init__()
+        self.extends, self.opens, self.writes = extends, opens, writes
+        self.direct: set[int] = set()
+
+    def extend(self, fd: int, offset: int, size: int) -> bool:
+        return self.extends and super().extend(fd, offset, size)
+
+    def open_direct(self, path: str) -> int:
+        if not self.opens:
+            return -1
+        fd = self.open(path, os.O_RDWR)
+        self.direct.add(fd)
+        return fd
+
+    def pwritev(self, fd: int, buffers: Sequence[Buffer], offset: int) -> int:
+        if fd in self.direct and not self.writes:
+            raise OSError(errno.EINVAL, "alignment")
+        return super().pwritev(fd, buffers, offset)
+
+
+@pytest.mark.parametrize(
+    ("extends", "opens", "writes"),
+    [(False, True, True), (True, False, True), (True, True, False), (True, True, True)],
+)
+def test_large_fragments_are_written_also_where_the_file_system_helps_less(
+    tmp_path: Path, extends: bool, opens: bool, writes: bool
+) -> None:
+    disk = PlainDisk(extends=extends, opens=opens, writes=writes)
+    drive = new_drive(tmp_path, disk, direct_min=4096)
+    expected = {}
+    for number, size in enumerate((100, 4096, 50_000, 8192, 20_001)):
+        expected[fragment(number)] = content(number, size)
+        put(drive, fragment(number), expected[fragment(number)], size_max=size * 2)
+    assert everything(drive) == expected
+    check_sums(drive)
+    drive.close()
+    lose_index(tmp_path)
+    drive = reopen(tmp_path)
+    assert drive.report.damage == []
+    assert everything(drive) == expected
     drive.close()
 
 

@@ -19,13 +19,16 @@ from tests.support.drives import (
     fragment,
     lose_index,
     new_drive,
+    pieces,
     put,
     reopen,
 )
 
 NUMBERS = st.integers(0, 12)
-SIZES = st.sampled_from([0, 1, 384, 385, 3_000, 9_000, 20_000])
+SIZES = st.sampled_from([0, 1, 512, 513, 3_000, 8_192, 9_000, 20_000])
 VOLUME_SIZE = 24 * 1024
+DIRECT_MIN = 8_000
+"""Some of the fragments go past the page cache."""
 
 
 class DriveModel(RuleBasedStateMachine):
@@ -33,7 +36,7 @@ class DriveModel(RuleBasedStateMachine):
         super().__init__()
         self.folder = tempfile.TemporaryDirectory()
         self.path = Path(self.folder.name)
-        self.drive = new_drive(self.path, volume_size=VOLUME_SIZE)
+        self.drive = new_drive(self.path, volume_size=VOLUME_SIZE, direct_min=DIRECT_MIN)
         self.model: dict[FragmentId, bytes] = {}
         self.open: list[tuple[FragmentId, bytes, FragmentWriter]] = []
 
@@ -47,7 +50,8 @@ class DriveModel(RuleBasedStateMachine):
     def begin(self, number: int, size: int, spare: int) -> None:
         writer = self.drive.open_writer(fragment(number), size + spare)
         data = content(number, size)
-        writer.write([data[: size // 2], data[size // 2 :]])
+        writer.write(pieces(data)[:1])
+        writer.write(pieces(data)[1:])
         self.open.append((fragment(number), data, writer))
 
     @precondition(lambda self: self.open)
@@ -79,7 +83,7 @@ class DriveModel(RuleBasedStateMachine):
         self.drive.close()
         if lose:
             lose_index(self.path)
-        self.drive = reopen(self.path, volume_size=VOLUME_SIZE)
+        self.drive = reopen(self.path, volume_size=VOLUME_SIZE, direct_min=DIRECT_MIN)
         assert self.drive.report.damage == []
 
     @invariant()

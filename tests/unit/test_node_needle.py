@@ -9,10 +9,12 @@ from engine.ids import FragmentId
 from engine.node.needle import (
     COPY,
     DATA,
+    NEEDLE_OVERHEAD,
     Commit,
     Source,
     Tombstone,
     extent_size,
+    filler_size,
     pack_commit,
     pack_file_header,
     pack_header,
@@ -30,7 +32,7 @@ NAME = FragmentId(b"f" * 17)
 def test_format_is_as_documented() -> None:
     header = pack_header(DATA, UUID, 1024, NAME, 2048)
     assert len(header) == 64
-    assert header[:6] == b"LdNd\x01\x01"
+    assert header[:6] == b"LdNd\x02\x01"
     assert header[8:24] == UUID
     assert header[24:32] == (1024).to_bytes(8, "big")
     assert header[32:49] == NAME
@@ -59,10 +61,10 @@ def test_any_flipped_bit_of_a_header_is_noticed(bit: int) -> None:
 
 @given(bit=st.integers(0, 64 * 8 - 1))
 def test_any_flipped_bit_of_a_commit_record_is_noticed(bit: int) -> None:
-    header = pack_header(COPY, UUID, 512, NAME, 1024)
+    header = pack_header(COPY, UUID, 512, NAME, 1536)
     parsed = parse_header(header, 512, UUID)
     assert parsed is not None
-    commit = Commit(300, 512, 2**64 - 1, Source(UUID, 2**40), 512)
+    commit = Commit(300, 1024, 2**64 - 1, Source(UUID, 2**40), 512)
     raw = bytearray(pack_commit(header, commit))
     assert parse_commit(bytes(raw), parsed) == commit
     raw[bit // 8] ^= 1 << bit % 8
@@ -81,7 +83,9 @@ def test_commit_record_of_another_needle_is_refused() -> None:
     other = pack_header(DATA, UUID, 512, NAME, 1536)
     parsed = parse_header(mine, 512, UUID)
     assert parsed is not None
-    assert parse_commit(pack_commit(other, Commit(1, 512, 0, Source(UUID, 0), 0)), parsed) is None
+    commit = Commit(1, 1024, 0, Source(UUID, 0), 0)
+    assert parse_commit(pack_commit(mine, commit), parsed) == commit
+    assert parse_commit(pack_commit(other, commit), parsed) is None
 
 
 @given(st.lists(st.tuples(st.binary(min_size=17, max_size=17), st.integers(0, 2**63))))
@@ -93,4 +97,11 @@ def test_tombstones_round_trip(items: list[tuple[bytes, int]]) -> None:
 @given(st.integers(0, 2**31))
 def test_extent_holds_payload_and_is_aligned(size: int) -> None:
     assert extent_size(size) % 512 == 0
-    assert 128 + size <= extent_size(size) < 128 + size + 512
+    assert 512 + size <= extent_size(size) < 512 + size + 512
+
+
+@given(st.integers(0, 2**31).map(lambda n: n * 512))
+def test_payload_behind_filler_begins_at_a_page(offset: int) -> None:
+    assert filler_size(offset) % 512 == 0
+    assert 0 <= filler_size(offset) < 4096
+    assert (offset + filler_size(offset) + NEEDLE_OVERHEAD) % 4096 == 0
