@@ -49,6 +49,24 @@ def mount_command(
     dir_mode: Annotated[
         str | None, typer.Option(metavar="OCTAL", help="Mode of folders without one. (default 755)")
     ] = None,
+    cache_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "--cache-dir",
+            metavar="DIR",
+            help="Keep what was read there, for a store that is slow or far away.",
+            show_default=False,
+        ),
+    ] = None,
+    cache_size: Annotated[
+        str | None,
+        typer.Option(
+            "--cache-size",
+            metavar="SIZE",
+            help="At most so much: 512M, 10G. (default 10G, but a tenth of its disk at most)",
+            show_default=False,
+        ),
+    ] = None,
     memory: Annotated[
         int | None,
         typer.Option(metavar="MIB", help="Bound on reading ahead. (default 256)", min=16),
@@ -82,6 +100,7 @@ def mount_command(
         bool, typer.Option("--log-json", help="Log JSON lines also on a terminal.")
     ] = False,
 ) -> None:
+    from cli.arguments import parse_size
     from cli.mount import mount_options, parse_mode, parse_moment, run, store_of
     from cli.settings import LOG_LEVELS, data_folder, metadata_place
 
@@ -96,6 +115,8 @@ def mount_command(
         gid=gid,
         file_mode=parse_mode(file_mode),
         dir_mode=parse_mode(dir_mode),
+        cache_dir=cache_dir.absolute() if cache_dir is not None else None,
+        cache_size=parse_size(cache_size) if cache_size is not None else None,
         memory=memory << 20 if memory is not None else None,
         xattr=xattr,
         at_ms=parse_moment(at),

@@ -22,6 +22,8 @@ import trio
 
 from engine.engine import Engine
 from engine.errors import ConfigError, NoSuchBucket
+from fs.cache_folder import CacheFolder
+from fs.disk_cache import DiskCache
 from fs.invalidation import Invalidation
 from fs.kernel import abort, device_of, raise_read_ahead, read_without_blocking
 from fs.operations import Operations
@@ -124,6 +126,8 @@ async def run_mount(
         await _serve(view, operations, guard, stop, ready)
     finally:
         pyfuse3.close(unmount=True)
+        if view.cache is not None:
+            view.cache.close()
     log.info("unmounted", target=str(options.target), requests=guard.counts)
 
 
@@ -136,7 +140,25 @@ async def _view(
             bucket = await engine.bucket(options.bucket)
         except NoSuchBucket:
             raise ConfigError(f"no bucket {options.bucket!r} in this store") from None
-    return View(engine, options, log, bucket=bucket, started_ms=time.time_ns() // 1_000_000)
+    cache = None
+    if options.cache_dir is not None:
+        folder = CacheFolder(options.cache_dir, options.cache_size)
+        cache = DiskCache(folder, remote=lambda: has_remote_node(engine), log=log)
+    return View(
+        engine,
+        options,
+        log,
+        bucket=bucket,
+        started_ms=time.time_ns() // 1_000_000,
+        cache=cache,
+    )
+
+
+def has_remote_node(engine: Engine) -> bool:
+    """Say whether some of the store's bytes come from other machines."""
+    pool = engine.store.pool
+    nodes = [pool.get(node_id) for node_id in pool.ids()]
+    return any(node is not None and node.blocking is None for node in nodes)
 
 
 async def _serve(

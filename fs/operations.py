@@ -134,7 +134,10 @@ class Operations(pyfuse3.Operations):
     @property
     def services(self) -> list[Callable[[], Awaitable[None]]]:
         """What runs beside the handlers as long as the mount lives."""
-        return [self._reading.close_idle_forever]
+        services: list[Callable[[], Awaitable[None]]] = [self._reading.close_idle_forever]
+        if self._view.cache is not None:
+            services.append(self._view.cache.run)
+        return services
 
     async def aclose(self) -> None:
         """Close what programs left open, as ``release`` would."""

@@ -10,6 +10,8 @@ from engine.errors import ConfigError
 
 MIB = 1 << 20
 
+CACHE_SIZE_MIN = 64 * MIB
+
 WINDOWS_SHARE = 0.25
 """Of ``memory``, for what random reads touched; reading ahead has the rest."""
 
@@ -32,6 +34,10 @@ class MountOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Show the past: what was current at this moment, in ms since 1970; read-only."""
     staging: Path | None = None
     """Folder for what is written and not yet committed; None: in the data folder."""
+    cache_dir: Path | None = None
+    """Folder that keeps what was read, on a disk near this machine; None: nothing is kept."""
+    cache_size: int | None = None
+    """Bytes that it may take; None: a sensible part of its disk."""
     memory: int = 256 * MIB
     """Bound on the bytes that reading holds, for the whole mount."""
     timeout_s: float = 300.0
@@ -48,6 +54,10 @@ class MountOptions(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigError(f"mount point {self.target}: not absolute")
         if self.prefix and (not self.prefix.endswith("/") or not self.bucket):
             raise ConfigError(f"prefix {self.prefix!r}: needs a bucket, and a slash at its end")
+        if self.cache_size is not None and self.cache_dir is None:
+            raise ConfigError("cache-size: needs a cache-dir")
+        if self.cache_size is not None and self.cache_size < CACHE_SIZE_MIN:
+            raise ConfigError(f"cache-size: at least {CACHE_SIZE_MIN // MIB} MiB")
         for name in ("file_mode", "dir_mode"):
             if getattr(self, name) & ~0o7777:
                 raise ConfigError(f"{name.replace('_', '-')}: at most 7777 (octal)")

@@ -3,8 +3,8 @@
 A sequential reader gets a stream of the engine, which reads ahead by ever larger batches within
 the memory bound of the engine; this mount's engine is its own, so that bound and the windows'
 share of ``--memory`` are the budget of the mount. Other reads fetch the windows that they touch
-(``windows.py``) and nothing else. A stream that is not used for some
-seconds is closed, so that its memory serves others.
+(``windows.py``) and nothing else. Both go by the disk cache, if there is one. A stream that is not
+used for some seconds is closed, so that its memory serves others.
 
 Concurrency: the kernel reads ahead with several requests at once. ``_lock`` orders those that one
 stream serves; the bytes that it returns are valid until the next await, and the answer is
@@ -14,11 +14,14 @@ written before that.
 from __future__ import annotations
 
 import errno
+from time import perf_counter
 
 import trio
 
 from engine.opened import BufferStream, ObjectStream, OpenedObject
 from fs.attributes import Stat
+from fs.cache_folder import Body
+from fs.disk_cache import CachedStream
 from fs.errors import Refused
 from fs.handles import Readable
 from fs.inodes import Node
@@ -40,7 +43,7 @@ class Stream:
 
     __slots__ = ("_buffer", "_iterator", "_joined", "end", "start", "used_at")
 
-    def __init__(self, stream: ObjectStream | BufferStream, start: int) -> None:
+    def __init__(self, stream: ObjectStream | BufferStream | CachedStream, start: int) -> None:
         self._iterator = stream
         self._buffer = memoryview(b"")
         self._joined = bytearray()
@@ -165,12 +168,38 @@ class ReadHandle:
         begin = number * WINDOW_SIZE
         window = windows.get(data_id, number)
         if window is None:
-            window = await self._fetch(begin, min(begin + WINDOW_SIZE, self._size))
+            window = await self._window(number)
             windows.put(data_id, number, window)
         return memoryview(window)[offset - begin : end - begin]
 
+    async def _window(self, number: int) -> bytes | bytearray:
+        """Return a window from the disk cache or the store."""
+        begin = number * WINDOW_SIZE
+        end = min(begin + WINDOW_SIZE, self._size)
+        cache = self._owner.cache
+        if cache is None:
+            return await self._fetch(begin, end)
+        body = Body(bytes(self._opened.info.record.data_id), self._size)
+        found = await cache.read_block(body, number) if cache.pays else None
+        if found is not None:
+            return found
+        began = perf_counter()
+        fetched = await self._read_through(await self._opened.stream(begin, end))
+        cache.observe(len(fetched), perf_counter() - began)
+        if cache.pays and len(fetched) == body.length(number):
+            cache.offer(body, number, fetched)
+        return fetched
+
+    async def _stream_of(self, start: int, end: int) -> ObjectStream | BufferStream | CachedStream:
+        cache = self._owner.cache
+        if cache is None:
+            return await self._opened.stream(start, end)
+        return CachedStream(cache, self._opened, start, end)
+
     async def _fetch(self, offset: int, end: int) -> bytes:
-        stream = await self._opened.stream(offset, end)
+        return await self._read_through(await self._stream_of(offset, end))
+
+    async def _read_through(self, stream: ObjectStream | BufferStream | CachedStream) -> bytes:
         try:
             buffers = [bytes(buffer) async for buffer in stream]
         finally:
@@ -186,7 +215,7 @@ class ReadHandle:
         try:
             stream = self._stream
             if stream is None:
-                stream = Stream(await self._opened.stream(offset, self._size), offset)
+                stream = Stream(await self._stream_of(offset, self._size), offset)
                 self._stream = stream
                 self._owner.streaming.add(self)
             elif not stream.start <= offset <= stream.end + SKIP_SIZE_MAX:
@@ -242,6 +271,7 @@ class Reading:
         self.streaming: set[ReadHandle] = set()
         """Handles that hold a stream."""
         self.windows = view.windows
+        self.cache = view.cache
 
     async def open(self, node: Node) -> tuple[ReadHandle, bool]:
         """Return a handle on the current version, and whether the kernel may keep what it has

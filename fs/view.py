@@ -18,6 +18,7 @@ from engine.past import PastPaths
 from engine.paths import Path, Paths
 from engine.types import KEY_BYTES_MAX, BucketInfo
 from fs.attributes import AttributeReader, Stat
+from fs.disk_cache import DiskCache
 from fs.errors import Refused
 from fs.handles import FileHandle, Handles
 from fs.inodes import InodeTable, Kind, Node, identity_of
@@ -54,8 +55,10 @@ class View:
         *,
         bucket: BucketInfo | None,
         started_ms: int,
+        cache: DiskCache | None = None,
     ) -> None:
         """``bucket``: the one that is mounted; None: all of them."""
+        self.cache = cache
         self.engine = engine
         self.options = options
         self.log = log

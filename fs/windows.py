@@ -16,7 +16,7 @@ class Windows:
     """The windows used last, by the version's data id and the window's number; bounded."""
 
     def __init__(self, size_max: int) -> None:
-        self._kept: OrderedDict[tuple[bytes, int], bytes] = OrderedDict()
+        self._kept: OrderedDict[tuple[bytes, int], bytes | bytearray] = OrderedDict()
         self._size = 0
         self._size_max = size_max
 
@@ -25,14 +25,14 @@ class Windows:
         """Bytes that are kept."""
         return self._size
 
-    def get(self, data_id: bytes, number: int) -> bytes | None:
+    def get(self, data_id: bytes, number: int) -> bytes | bytearray | None:
         key = (data_id, number)
         window = self._kept.get(key)
         if window is not None:
             self._kept.move_to_end(key)
         return window
 
-    def put(self, data_id: bytes, number: int, window: bytes) -> None:
+    def put(self, data_id: bytes, number: int, window: bytes | bytearray) -> None:
         """Keep a window, in place of those not used for longest."""
         key = (data_id, number)
         if key in self._kept or len(window) > self._size_max:

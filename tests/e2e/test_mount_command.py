@@ -137,6 +137,9 @@ def test_options_reach_the_mount(store: Path, target: Path) -> None:
         (["", "TARGET"], "write BUCKET"),
         (["--file-mode", "9", "bucket", "TARGET"], "in octal"),
         (["--at", "noon", "bucket", "TARGET"], "2026-"),
+        (["--cache-size", "10G", "bucket", "TARGET"], "cache-dir"),
+        (["--cache-dir", "STORE/c", "--cache-size", "1M", "bucket", "TARGET"], "at least 64"),
+        (["--cache-dir", "STORE/lode.json", "bucket", "TARGET"], "cache folder"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(
@@ -157,6 +160,22 @@ def test_a_folder_is_mounted_once(store: Path, target: Path) -> None:
         done = lode("mount", "--data", str(store), "bucket", str(target))
         assert done.returncode == 2
         assert "mounted" in done.stderr
+
+
+def test_a_cache_folder_serves_one_mount_at_a_time(
+    store: Path, target: Path, tmp_path: Path
+) -> None:
+    cache = ("--cache-dir", str(tmp_path / "cache"), "--cache-size", "1G")
+    other = tmp_path / "other"
+    other.mkdir()
+    with in_foreground("--data", str(store), *cache, "bucket", str(target)) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        done = lode("mount", "--data", str(store), *cache, "bucket", str(other))
+        assert done.returncode == 2
+        assert "in use by another mount" in done.stderr
+        assert done.stderr.count("\n") == 1
+        assert not os.path.ismount(other)
 
 
 def test_a_store_that_is_not_there_is_not_made(tmp_path: Path, target: Path) -> None:
