@@ -21,6 +21,7 @@ from engine.http.message import (
     Buffer,
     ConnectionNote,
     FileSpan,
+    FileStream,
     Handler,
     Request,
     Response,
@@ -31,6 +32,7 @@ from engine.http.transport import (
     READ,
     WRITE,
     ConnectionLost,
+    FileBroken,
     Interrupted,
     Transport,
 )
@@ -302,7 +304,7 @@ class Connection:
         return keep
 
     async def _respond_stream(
-        self, response: Response, stream: ResponseStream, head: Head, keep: bool
+        self, response: Response, stream: ResponseStream | FileStream, head: Head, keep: bool
     ) -> bool:
         """Send a response whose body is produced while it is sent, and close the stream."""
         length = response.length
@@ -324,6 +326,10 @@ class Connection:
         except ConnectionLost:
             self._transport.abort()
             raise
+        except FileBroken as error:
+            self._around.log.error("http_file_broken", reason=str(error))
+            self._transport.abort()
+            return False
         except Exception:  # noqa: BLE001  # logged with its traceback by the next line
             self._log_bad_response(response)
             if started:
@@ -337,7 +343,7 @@ class Connection:
 
     async def _send_stream(
         self,
-        iterator: AsyncIterator[Buffer | FileSpan],
+        iterator: AsyncIterator[Buffer] | AsyncIterator[FileSpan],
         head: bytes,
         length: int | None,
         *,
@@ -379,7 +385,9 @@ class Connection:
             await transport.send(head)
 
     async def _close_stream(
-        self, stream: ResponseStream, iterator: AsyncIterator[Buffer | FileSpan]
+        self,
+        stream: ResponseStream | FileStream,
+        iterator: AsyncIterator[Buffer] | AsyncIterator[FileSpan],
     ) -> None:
         """Close a stream whatever happened, cancelled or not, in bounded time."""
         with trio.move_on_after(self._limits.aclose_s, shield=True) as scope:

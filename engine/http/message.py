@@ -52,12 +52,10 @@ class ResponseStream(Protocol):
 
     A buffer has items of one byte and is the server's until the next one is asked for; then it
     may be reused. Status and headers are sent with the first buffer, so a stream that raises
-    before it is still answered with 500; later, the connection is aborted. A file that turns out
-    to be unreadable, or too short, aborts the connection too. In a chunked response there are no
-    file spans.
+    before it is still answered with 500; later, the connection is aborted.
     """
 
-    def __aiter__(self) -> AsyncIterator[Buffer | FileSpan]: ...
+    def __aiter__(self) -> AsyncIterator[Buffer]: ...
 
     async def aclose(self) -> None: ...
 
@@ -72,6 +70,17 @@ class ConnectionNote:
 
     def __init__(self) -> None:
         self.value: object = None
+
+
+class FileStream(Protocol):
+    """The same in spans of files; the response's length is announced.
+
+    A file that turns out to be unreadable, or too short, aborts the connection.
+    """
+
+    def __aiter__(self) -> AsyncIterator[FileSpan]: ...
+
+    async def aclose(self) -> None: ...
 
 
 @dataclass(slots=True)
@@ -110,7 +119,7 @@ class Response:
 
     status: int
     headers: Sequence[tuple[bytes, bytes]] = field(default=())
-    body: Buffer | ResponseStream = b""
+    body: Buffer | ResponseStream | FileStream = b""
     length: int | None = None
     close: bool = False
     """Close the connection after this response."""

@@ -11,7 +11,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Final
 
 from engine.http.message import FileSpan
-from engine.node.contract import NodeBusy
+from engine.http.transport import FileBroken
+from engine.node.contract import NodeBusy, NodeError
 from engine.node.files import OpenFile
 
 PIECE_SIZE: Final = (1 << 20) + (64 << 10)
@@ -141,7 +142,10 @@ class PieceStream:
         if not len(view):
             raise StopAsyncIteration
         if done:
-            await self._read(done, view)
+            try:
+                await self._read(done, view)
+            except NodeError as error:
+                raise FileBroken(str(error)) from error
         self._done = done + len(view)
         return view
 

@@ -99,13 +99,13 @@ class LinkPool:
             raise
 
     async def _take_slot(self) -> None:
-        try:
+        if self._slots.value:
             self._slots.acquire_nowait()
-        except trio.WouldBlock:
-            with trio.move_on_after(self.limits.wait_s) as scope:
-                await self._slots.acquire()
-            if scope.cancelled_caught:
-                raise NodeBusy(f"{self.address}: all connections are in use") from None
+            return
+        with trio.move_on_after(self.limits.wait_s) as scope:
+            await self._slots.acquire()
+        if scope.cancelled_caught:
+            raise NodeBusy(f"{self.address}: all connections are in use")
 
     def release(self, link: Link, *, keep: bool) -> None:
         """Take a link back; ``keep``: it is between two requests and in good order."""

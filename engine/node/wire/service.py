@@ -23,7 +23,14 @@ from typing import Final, TypeAlias
 import msgspec
 import trio
 
-from engine.http.message import FileSpan, HeaderList, Request, Response, ResponseStream
+from engine.http.message import (
+    FileSpan,
+    FileStream,
+    HeaderList,
+    Request,
+    Response,
+    ResponseStream,
+)
 from engine.ids import FRAGMENT_ID_SIZE, NODE_ID_SIZE, FragmentId, NodeId
 from engine.node.contract import (
     BlockingWriter,
@@ -70,6 +77,9 @@ class ServiceConfig:
     """Requests at once; more are answered 503."""
     buffers_size: int = 96 << 20
     """Bytes of whole pieces; PUTs beyond that work with small ones, GETs are answered 503."""
+    send_files: bool = True
+    """Let the kernel send what is in volumes; past a ``Disk`` that is not the real one, it must
+    not."""
 
 
 class _Malformed(Exception):
@@ -329,8 +339,8 @@ class MemberService:
             begin = begin or 0
             size = end - begin
             self.metrics.bytes_out.inc(size)
-            if size >= _SPAN_MIN and not request.secure and fragment not in self._doubtful:
-                body: ResponseStream = self._span(slot, drive, fragment, begin, size)
+            if self._may_span(request, fragment, size):
+                body: ResponseStream | FileStream = self._span(slot, drive, fragment, begin, size)
                 handed_over = True
                 return Response(status, headers, body, length=size)
             piece = self._pieces.take(min(size, PIECE_SIZE))
@@ -353,6 +363,14 @@ class MemberService:
         finally:
             if not handed_over:
                 slot.end()
+
+    def _may_span(self, request: Request, fragment: FragmentId, size: int) -> bool:
+        return (
+            size >= _SPAN_MIN
+            and self._config.send_files
+            and not request.secure
+            and fragment not in self._doubtful
+        )
 
     def _span(
         self, slot: Slot, drive: Drive, fragment: FragmentId, begin: int, size: int
