@@ -80,6 +80,9 @@ UNBOUNDED = frozenset({"GET", "PUT", "DELETE", "COPY", "MOVE", "PROPFIND"})
 """Methods that take as long as there is something to move; they end with their client."""
 
 
+PART_OF_A_NAME = "this is a part of names that are too long; what is in it can be changed"
+
+
 class EngineProvider(DAVProvider):
     """What wsgidav needs to route requests: all of it is one share.
 
@@ -119,6 +122,8 @@ class DavRequests(RequestServer):
         if config.read_only and method in WRITING:
             raise DavError(403, "this server is read-only", headers=[allow])
         request = DavRequest(environ, start_response, provider.engine, config, provider.room)
+        if request.target.more and method in WRITING:
+            raise DavError(403, PART_OF_A_NAME, headers=[allow])
         if method == "OPTIONS" or (not request.user and method == "HEAD"):
             # Office asks before it logs in; it learns nothing but that this is a server.
             return request.answer(Reply(200, options_headers(config)))

@@ -10,7 +10,7 @@ from typing import Any
 import structlog
 from wsgidav.mw.base_mw import BaseMiddleware
 
-from dav.names import BadTarget, NoName, OtherHost, href
+from dav.names import BadTarget, NameTooLong, NoName, OtherHost, href
 from dav.portal import ClientGone
 from dav.times import http_date
 from engine import errors as engine_errors
@@ -127,6 +127,8 @@ def explain(error: Exception) -> DavError:
             return error
         case BadTarget():
             return DavError(400, str(error))
+        case NameTooLong():
+            return DavError(414, str(error))
         case NoName():
             return DavError(404)
         case OtherHost():

@@ -103,6 +103,7 @@ def _tokens(header: str) -> list[re.Match[str]]:
 def _place(uri: str, host: str) -> Target:
     """Return what a tag names; what cannot be here has no state at all."""
     try:
-        return parse_destination(uri, host=host)
+        place = parse_destination(uri, host=host)
     except (BadTarget, NoName, OtherHost):
         return _NOWHERE
+    return _NOWHERE if place.more else place

@@ -6,7 +6,7 @@ import time
 from html import escape
 from urllib.parse import parse_qs, quote
 
-from dav.names import Target, href, shown_name
+from dav.names import Target, href, href_of, more_name, shown, shown_name
 from dav.request import DavRequest, Reply
 from dav.tree import Resource
 from engine.paths import PathEntry
@@ -65,7 +65,8 @@ async def list_folder(request: DavRequest, found: Resource) -> Reply:
         page = await request.engine.paths.page(target.bucket, target.folder_key, after, PAGE)
         entries = [entry for entry in page.entries if entry.key != target.folder_key]
         entries.sort(key=lambda entry: not entry.is_directory)
-        rows = [_entry_row(target.bucket, entry) for entry in entries]
+        # A folder of long names once, whatever is in it.
+        rows = list(dict.fromkeys(filter(None, (_entry_row(target, e) for e in entries))))
         next_after = page.next_after
     text = _page(target, rows, next_after, first=not after)
     headers = [
@@ -80,13 +81,14 @@ async def list_folder(request: DavRequest, found: Resource) -> Reply:
     return Reply(200, headers, body)
 
 
-def _entry_row(bucket: str, entry: PathEntry) -> str:
-    path = entry.key.removesuffix("/") if entry.is_directory else entry.key
-    where = href(bucket, path, folder=entry.is_directory, beside_folder=entry.shadowed)
-    name = shown_name(path, beside_folder=entry.shadowed)
-    if entry.is_directory or entry.version is None:
-        return _row(name, where, None, None)
-    return _row(name, where, entry.version.size, entry.version.modified_ms)
+def _entry_row(folder: Target, entry: PathEntry) -> str:
+    """Return the row; empty for what is elsewhere (``dav.names.shown``)."""
+    found = shown(folder, entry.key, is_folder=entry.is_directory, beside_folder=entry.shadowed)
+    if found is None:
+        return ""
+    if entry.is_directory or found.more is not None or entry.version is None:
+        return _row(found.name, found.href, None, None)
+    return _row(found.name, found.href, entry.version.size, entry.version.modified_ms)
 
 
 def _row(name: str, where: str, size: int | None, modified_ms: int | None) -> str:
@@ -125,11 +127,14 @@ def _crumbs(target: Target) -> str:
         crumbs.append(
             f'<a href="{escape(href(target.bucket, "", folder=True))}">{escape(target.bucket)}</a>'
         )
-    components = target.path.split("/") if target.path else []
+    whole = target.parent.path if target.more else target.path
+    components = whole.split("/") if whole else []
     for count in range(1, len(components) + 1):
         path = "/".join(components[:count])
         where = href(target.bucket, path, folder=True)
         crumbs.append(f'<a href="{escape(where)}">{escape(shown_name(path))}</a>')
+    if target.more:
+        crumbs.append(f'<a href="{escape(href_of(target))}">{escape(more_name(target))}</a>')
     return "<span>/</span>".join(crumbs)
 
 

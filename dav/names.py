@@ -12,11 +12,25 @@ import re
 from typing import NamedTuple
 from urllib.parse import quote, unquote_to_bytes, urlsplit
 
-from engine.names import Mark, NotUtf8, ReservedName, decode, encode
+from engine.names import (
+    NAME_BYTES_MAX,
+    Mark,
+    NotUtf8,
+    ReservedName,
+    cut,
+    decode,
+    encode,
+    goes_on,
+    join,
+    piece_behind,
+)
 
 SAFE = "-._~!$'()*,"
 """Beside letters and digits. What stands here is compared byte for byte by clients that do not
 decode: davfs2 and old versions of Nautilus. Everything else is safest encoded."""
+
+NEVER_LONG = 48
+"""A name of so many characters has one piece, whatever they are and whatever mark it has."""
 
 _BAD_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
@@ -27,6 +41,10 @@ class BadTarget(ValueError):
 
 class NoName(ValueError):
     """No key can have the name: what has it does not exist and cannot be made."""
+
+
+class NameTooLong(NoName):
+    """A name has more bytes than file systems take; its key has another (``%more``)."""
 
 
 class OtherHost(ValueError):
@@ -43,6 +61,14 @@ class Target(NamedTuple):
     """The file, not the folder, of that path (``%file``)."""
     slash: bool = False
     """The target ended with a slash."""
+    pieces: tuple[str, ...] = ()
+    """Of the last component, where this is a ``%more`` folder: it holds all keys whose component
+    at this place begins so and is too long for one name."""
+
+    @property
+    def more(self) -> bool:
+        """Whether it is a folder that no key has, but a piece of over-long names."""
+        return bool(self.pieces)
 
     @property
     def is_root(self) -> bool:
@@ -55,7 +81,7 @@ class Target(NamedTuple):
     @property
     def folder_key(self) -> str:
         """Prefix of all that is in the folder; ``""`` for a bucket."""
-        return self.path + "/" if self.path else ""
+        return self.path + "/" if self.path and not self.more else self.path
 
     @property
     def parent(self) -> Target:
@@ -97,22 +123,33 @@ def parse_target(uri: str) -> Target:
 def _target(names: list[bytes], *, slash: bool) -> Target:
     beside_folder = False
     components = []
+    pieces: list[str] = []
     try:
         bucket = names[0].decode()
         for position, name in enumerate(names[1:], 2):
-            decoded = decode(name)
-            if decoded.mark is Mark.FILE and position == len(names) and not slash:
-                beside_folder = True
-            elif decoded.mark is not Mark.NONE:
-                raise NoName
-            components.append(decoded.text)
+            if len(name) > NAME_BYTES_MAX:
+                raise NameTooLong(f"a name has at most {NAME_BYTES_MAX} bytes")
+            text, mark = decode(name)
+            if mark is Mark.MORE:
+                pieces.append(text)
+                continue
+            if mark is Mark.FILE or pieces or len(text) > NEVER_LONG:
+                text, beside_folder = join([*pieces, text], mark)
+                pieces = []
+                if beside_folder and (position < len(names) or slash):
+                    raise NoName
+            components.append(text)
     except (NotUtf8, UnicodeDecodeError):
         raise BadTarget("no UTF-8") from None
     except ReservedName:
         raise NoName from None
     if bucket in (".", ".."):
         raise NoName
-    return Target(bucket, "/".join(components), beside_folder, slash)
+    if pieces:
+        if not goes_on(pieces):
+            raise NoName
+        components.append("".join(pieces))
+    return Target(bucket, "/".join(components), beside_folder, slash, tuple(pieces))
 
 
 def parse_destination(header: str, *, host: str) -> Target:
@@ -148,13 +185,69 @@ def href(bucket: str, path: str, *, folder: bool, beside_folder: bool = False) -
     if path:
         components = path.split("/")
         for component in components[:-1]:
-            parts.append(quote(encode(component), safe=SAFE))
-        mark = Mark.FILE if beside_folder else Mark.NONE
-        parts.append(quote(encode(components[-1], mark), safe=SAFE))
+            parts += _names(component)
+        parts += _names(components[-1], beside_folder=beside_folder)
     return "/" + "/".join(parts) + ("/" if folder else "")
 
 
+def _names(component: str, *, beside_folder: bool = False) -> list[str]:
+    """Return what stands between slashes for a component; several, if it is too long for one."""
+    if len(component) <= NEVER_LONG:
+        mark = Mark.FILE if beside_folder else Mark.NONE
+        return [quote(encode(component, mark), safe=SAFE)]
+    pieces, mark = cut(component, beside_folder=beside_folder)
+    names = [encode(piece, Mark.MORE) for piece in pieces[:-1]]
+    return [quote(name, safe=SAFE) for name in (*names, encode(pieces[-1], mark))]
+
+
+def href_of(folder: Target) -> str:
+    """Return the absolute path of a folder's URL."""
+    if not folder.more:
+        return href(folder.bucket, folder.path, folder=True)
+    above = href(folder.bucket, folder.parent.path, folder=True)
+    names = [quote(encode(piece, Mark.MORE), safe=SAFE) for piece in folder.pieces]
+    return above + "".join(name + "/" for name in names)
+
+
 def shown_name(path: str, *, beside_folder: bool = False) -> str:
-    """Return the last component as a file name to show."""
-    mark = Mark.FILE if beside_folder else Mark.NONE
-    return encode(path.rpartition("/")[2], mark).decode()
+    """Return the last component as a file name to show; of an over-long one its last piece."""
+    pieces, mark = cut(path.rpartition("/")[2], beside_folder=beside_folder)
+    return encode(pieces[-1], mark).decode()
+
+
+def more_name(folder: Target) -> str:
+    """Return the file name of a ``%more`` folder."""
+    return encode(folder.pieces[-1], Mark.MORE).decode()
+
+
+class Shown(NamedTuple):
+    """How a folder shows what is in it."""
+
+    name: str
+    href: str
+    more: Target | None = None
+    """Not the entry itself, but a folder of all that begins like it."""
+
+
+def shown(folder: Target, key: str, *, is_folder: bool, beside_folder: bool) -> Shown | None:
+    """Return how an entry is shown; None: it does not belong into this ``%more`` folder.
+
+    ``key``: of an object, or of a folder, with its slash.
+    """
+    path = key[:-1] if is_folder else key
+    begin = len(folder.folder_key)
+    base = folder.path.rfind("/") + 1 if folder.more else begin
+    if not folder.more and len(path) - base <= NEVER_LONG:
+        mark = Mark.FILE if beside_folder else Mark.NONE
+        where = href(folder.bucket, path, folder=is_folder, beside_folder=beside_folder)
+        return Shown(encode(path[base:], mark).decode(), where)
+    found = piece_behind(path[base:], begin - base, beside_folder=beside_folder)
+    if found is None:
+        return None
+    piece, mark = found
+    name = encode(piece, mark).decode()
+    if mark is Mark.MORE:
+        pieces = (*folder.pieces, piece)
+        more = Target(folder.bucket, path[:begin] + piece, slash=True, pieces=pieces)
+        return Shown(name, href_of(more), more)
+    return Shown(name, href(folder.bucket, path, folder=is_folder, beside_folder=beside_folder))

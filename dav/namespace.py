@@ -194,8 +194,8 @@ async def _source_and_target(request: DavRequest) -> tuple[Resource, Target, Res
     if found is None:
         raise DavError(404)
     source = found.target
-    if target.is_root:
-        raise DavError(403, "the root cannot be replaced")
+    if target.is_root or target.more:
+        raise DavError(403, "nothing can be put in its place")
     if found.is_folder and _inside(target, source):
         raise DavError(403, "a folder cannot be copied or moved onto or into itself")
     if (target.bucket, target.path) == (source.bucket, source.path):

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import msgspec
 
 from dav.errors import DavError
-from dav.names import Target, href, shown_name
+from dav.names import Shown, Target, href, href_of, more_name, shown, shown_name
 from dav.portal import Crossing
 from dav.properties import (
     ALLPROP,
@@ -188,6 +188,8 @@ async def _resource(request: DavRequest, found: Resource, wanted: Wanted) -> Mem
     target, record = found.target, found.record
     if found.bucket is None:
         return Member("/", request.config.realm, True, 0, 0)
+    if target.more:
+        return _more(Shown(more_name(target), href_of(target)), found.bucket)
     where = href(
         target.bucket, target.path, folder=found.is_folder, beside_folder=target.beside_folder
     )
@@ -225,8 +227,9 @@ async def _pages(
     while folders:
         folder = folders.pop()
         after = ""
+        more: list[str] = []
         while True:
-            members, inner, next_after = await _page(request, folder, after, wanted)
+            members, inner, next_after = await _page(request, folder, after, wanted, more)
             if infinite:
                 folders += reversed(inner)
             yield members, next_after is not None or bool(folders)
@@ -236,9 +239,12 @@ async def _pages(
 
 
 async def _page(
-    request: DavRequest, folder: Target, after: str, wanted: Wanted
+    request: DavRequest, folder: Target, after: str, wanted: Wanted, more_before: list[str]
 ) -> tuple[list[Member], list[Target], str | None]:
-    """Return members behind ``after``, those of them that are folders, and where to go on."""
+    """Return members behind ``after``, those of them that are folders, and where to go on.
+
+    ``more_before``: the last ``%more`` folder that an earlier page has shown; kept here.
+    """
     engine = request.engine
     if folder.is_root:
         buckets, more = await engine.list_buckets(after=after, limit=PAGE)
@@ -263,40 +269,52 @@ async def _page(
     entries = [entry for entry in page.entries if entry.key != folder.folder_key]
     if not entries:
         return [], [], page.next_after
-    span = (folder.bucket, folder.folder_key, entries[0].key, entries[-1].key)
+    # Of a %more folder the members are those of the folder that it is in.
+    above = folder.parent.folder_key if folder.more else folder.folder_key
+    span = (folder.bucket, above, entries[0].key, entries[-1].key)
     dead = await engine.properties.of_members(*span)
     around: list[LockInfo] = []
     locks: dict[str, list[LockInfo]] = {}
     if wanted.locks:
-        around = [
-            lock
-            for lock in await engine.locking.around(folder.bucket, folder.folder_key)
-            if lock.deep
-        ]
+        around = [lock for lock in await engine.locking.around(folder.bucket, above) if lock.deep]
         locks = await engine.locking.of_members(*span)
-    members = [
-        _member(page.bucket, entry, dead.get(entry.key, []), [*around, *locks.get(entry.key, [])])
-        for entry in entries
-    ]
-    inner = [
-        Target(folder.bucket, entry.key.removesuffix("/"))
-        for entry in entries
-        if entry.is_directory
-    ]
+    members = []
+    inner = []
+    for entry in entries:
+        key = entry.key
+        found = shown(folder, key, is_folder=entry.is_directory, beside_folder=entry.shadowed)
+        if found is None:
+            continue
+        if found.more is not None:
+            if more_before != [found.href]:
+                more_before[:] = [found.href]
+                members.append(_more(found, page.bucket))
+                inner.append(found.more)
+            continue
+        locked = [*around, *locks.get(key, [])]
+        members.append(_member(page.bucket, entry, found, dead.get(key, []), locked))
+        if entry.is_directory:
+            inner.append(Target(folder.bucket, key.removesuffix("/")))
     return members, inner, page.next_after
 
 
-def _member(bucket: BucketInfo, entry: PathEntry, dead: Pairs, locks: Sequence[LockInfo]) -> Member:
-    path = entry.key.removesuffix("/") if entry.is_directory else entry.key
-    where = href(bucket.name, path, folder=entry.is_directory, beside_folder=entry.shadowed)
-    name = shown_name(path, beside_folder=entry.shadowed)
+def _more(found: Shown, bucket: BucketInfo) -> Member:
+    """Return a folder that holds what goes on behind a piece of over-long names."""
+    return Member(found.href, found.name, True, bucket.created_ms, bucket.created_ms)
+
+
+def _member(
+    bucket: BucketInfo, entry: PathEntry, found: Shown, dead: Pairs, locks: Sequence[LockInfo]
+) -> Member:
     version = entry.version
     if version is None:
         created_ms = bucket.created_ms
-        return Member(where, name, True, created_ms, created_ms, dead=dict(dead), locks=locks)
+        return Member(
+            found.href, found.name, True, created_ms, created_ms, dead=dict(dead), locks=locks
+        )
     return Member(
-        href=where,
-        name=name,
+        href=found.href,
+        name=found.name,
         is_folder=entry.is_directory,
         created_ms=version.modified_ms,
         modified_ms=shown_ms(version.modified_ms, version.metadata),

@@ -62,6 +62,9 @@ async def find(engine: Engine, target: Target) -> Resource | None:
     try:
         if target.is_bucket:
             return Resource(target, await engine.bucket(target.bucket), None, is_folder=True)
+        if target.more:
+            page = await engine.paths.page(target.bucket, target.path, target.path, 1)
+            return Resource(target, page.bucket, None, is_folder=True) if page.entries else None
         path = await engine.paths.find(target.bucket, target.path)
     except NoSuchBucket:
         return None

@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 NAME_BYTES_MAX = 255
 """Linux's NAME_MAX."""
+MARKED_BYTES_MAX = NAME_BYTES_MAX - len("%file")
 
 VERSIONS = ".versions"
 
@@ -112,3 +113,50 @@ def split(component: str, *, room: int = NAME_BYTES_MAX) -> list[str]:
         rest = rest[len(piece) :]
     pieces.append(rest)
     return pieces
+
+
+def cut(component: str, *, beside_folder: bool = False) -> tuple[list[str], Mark]:
+    """Return the pieces of a component and the mark of the last; all before it are ``%more``.
+
+    ``beside_folder``: of the file, not the folder, of that name. Where the mark makes the name too
+    long, the file is cut and the folder is not, which tells them apart without it.
+    """
+    if not beside_folder:
+        return split(component), Mark.NONE
+    pieces = split(component, room=MARKED_BYTES_MAX)
+    return pieces, Mark.FILE if pieces == split(component) else Mark.NONE
+
+
+def join(pieces: list[str], mark: Mark = Mark.NONE) -> tuple[str, bool]:
+    """Return the component that ``cut`` cuts so, and whether it is the file beside a folder.
+
+    ``mark`` is that of the last piece. Raises ReservedName: nothing is cut so.
+    """
+    component = "".join(pieces)
+    for beside_folder in (mark is Mark.FILE, True):
+        if cut(component, beside_folder=beside_folder) == (pieces, mark):
+            return component, beside_folder
+    raise ReservedName
+
+
+_GOING_ON = tuple(begin + "\U0010ffff" * NAME_BYTES_MAX for begin in ("", "\0", "x" * 200))
+"""What makes a component go on: how long a piece is depends on how much room the rest takes."""
+
+
+def goes_on(pieces: list[str]) -> bool:
+    """Whether some component is cut into these pieces and more behind them."""
+    text = "".join(pieces)
+    return any(split(text + rest)[: len(pieces)] == pieces for rest in _GOING_ON)
+
+
+def piece_behind(component: str, begun: int, *, beside_folder: bool) -> tuple[str, Mark] | None:
+    """Return the piece behind the first ``begun`` characters, with the mark that its name has;
+    None: the component is not cut there, so it is not in the ``%more`` folder that ends there."""
+    pieces, mark = cut(component, beside_folder=beside_folder)
+    for position, piece in enumerate(pieces):
+        if begun == 0:
+            return piece, mark if position == len(pieces) - 1 else Mark.MORE
+        begun -= len(piece)
+        if begun < 0:
+            return None
+    return None

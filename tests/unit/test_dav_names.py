@@ -2,32 +2,104 @@
 
 from __future__ import annotations
 
+from urllib.parse import unquote_to_bytes
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dav.names import (
     BadTarget,
+    NameTooLong,
     NoName,
     OtherHost,
     Target,
     href,
+    href_of,
+    more_name,
     parse_destination,
     parse_target,
+    shown,
     shown_name,
 )
+from engine.names import Mark, encode, split
 
-KEYS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40).filter(
-    lambda key: not key.endswith("/")
+LONG = st.builds(
+    lambda piece, count, end: piece * count + end,
+    st.sampled_from(["x", "é", "\U0001f600", "%", "\0", "x\U0001f600", "%more", "x" * 9 + "\0"]),
+    st.integers(20, 300),
+    st.sampled_from(["", "end", "%name", "%file", "%more", "\0"]),
 )
+"""Components that are too long for one name, or nearly so."""
+KEYS = st.one_of(
+    st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40),
+    LONG,
+    st.builds("/".join, st.lists(st.one_of(LONG, st.sampled_from(["a", ""])), min_size=2)),
+).filter(lambda key: key and not key.endswith("/") and len(key.encode()) <= 1024)
 
 
 @given(key=KEYS, beside=st.booleans())
 def test_every_key_has_a_url_that_leads_back_to_it(key: str, beside: bool) -> None:
     where = href("bucket", key, folder=False, beside_folder=beside)
     assert where.isascii()
+    assert max(len(unquote_to_bytes(part)) for part in where.split("/")) <= 255
     found = parse_target(where)
     assert (found.bucket, found.path, found.beside_folder) == ("bucket", key, beside)
+
+
+@given(key=KEYS, beside=st.booleans(), is_folder=st.booleans())
+def test_who_follows_what_is_shown_comes_to_the_key(
+    key: str, beside: bool, is_folder: bool
+) -> None:
+    beside = beside and not is_folder
+    above, slash, _ = key.rpartition("/")
+    folder: Target | None = Target("bucket", above) if slash else Target("bucket", "")
+    if above:
+        assert folder == parse_target(href_of(folder))._replace(slash=False)
+    elif slash:
+        return  # a folder without a name, at the top: its path looks like the bucket's
+    entry = key + "/" if is_folder else key
+    while folder is not None:
+        found = shown(folder, entry, is_folder=is_folder, beside_folder=beside)
+        assert found is not None
+        folder = found.more
+        if folder is not None:
+            assert found.name == more_name(folder)
+            assert found.href == href_of(folder)
+            assert parse_target(found.href) == folder
+    assert found.href == href("bucket", key, folder=is_folder, beside_folder=beside)
+    assert found.name == shown_name(key, beside_folder=beside)
+
+
+@given(component=LONG)
+def test_names_are_those_of_the_mount(component: str) -> None:
+    *more, last = split(component)
+    names = [encode(piece, Mark.MORE) for piece in more] + [encode(last)]
+    url = href("bucket", component, folder=False)
+    assert [unquote_to_bytes(part) for part in url.split("/")[2:]] == names
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "x" * 199 + "%25more/y",  # cut elsewhere
+        "x" * 200 + "%25more/y",  # not too long for one name
+        "x" * 201 + "%25more/",
+        "x%25more/",
+        "x" * 60 + "%25more/",
+        "x" * 200 + "%25more/" + "y" * 60 + "%25file/",
+    ],
+)
+def test_a_name_that_is_cut_elsewhere_is_none(path: str) -> None:
+    with pytest.raises(NoName):
+        parse_target("/bucket/" + path)
+
+
+def test_a_name_that_was_not_cut_is_too_long() -> None:
+    assert parse_target("/bucket/" + "x" * 255).path == "x" * 255
+    for name in ("x" * 256, "%C3%A9" * 128):
+        with pytest.raises(NameTooLong):
+            parse_target("/bucket/" + name)
 
 
 @given(key=KEYS)
