@@ -22,10 +22,12 @@ from engine.errors import BucketExists
 from engine.opening import open_engine, prepare_store
 from fs.mount import run_mount
 from fs.options import MountOptions
+from tests.support.slow_nodes import SlowNode, slow_down
 
 
 async def main(wanted: dict[str, Any]) -> None:
     config = StoreConfig(data=Path(wanted.pop("data")), services=False)
+    delay_s = wanted.pop("delay_s", None)
     if wanted.pop("full", False):
         config = msgspec.structs.replace(config, reserve=1 << 60)
     for name in ("target", "staging", "cache_dir"):
@@ -45,14 +47,31 @@ async def main(wanted: dict[str, Any]) -> None:
                 stop.set()
                 return
 
+    async def lose_nodes(
+        slow: list[SlowNode], task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """With each SIGUSR1 one more node is gone."""
+        with trio.open_signal_receiver(signal.SIGUSR1) as signals:
+            task_status.started()
+            for node in slow:
+                await anext(signals)
+                node.gone = True
+                structlog.get_logger().info("node lost")
+
     async with open_engine(config) as engine, trio.open_nursery() as nursery:
         with contextlib.suppress(BucketExists):
             await engine.create_bucket(options.bucket or "bucket", owner="owner")
         await nursery.start(watch)
         log = structlog.get_logger()
+        slow = []
+        if delay_s is not None:
+            slow = slow_down(engine.store.pool, delay_s)
+            await nursery.start(lose_nodes, slow)
         await run_mount(
             engine, options, log=log, stop=stop, ready=lambda: print("ready", flush=True)
         )
+        for node in slow:
+            log.info("node", gone=node.gone, calls=node.calls, refused=node.refused)
         nursery.cancel_scope.cancel()
 
 
