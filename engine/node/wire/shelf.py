@@ -49,6 +49,8 @@ T = TypeVar("T")
 FILE: Final = "node.json"
 _FORMAT: Final = 1
 _CLOSE_S_MAX: Final = 10.0
+_ADOPT_LOOK_S: Final = 30.0
+"""An adoption waits so long for each drive to open; it does so later in any case."""
 
 
 _STATES: Final[Mapping[str, DriveState]] = MappingProxyType(
@@ -97,6 +99,7 @@ class Slot:
         "idle",
         "limiter",
         "looked",
+        "looking",
         "node",
         "reason",
         "space",
@@ -116,6 +119,8 @@ class Slot:
         self.volumes = 0
         self.looked = float("inf")
         """When a look last ended, once it is open."""
+        self.looking = trio.Lock()
+        """Held by whoever opens, examines or closes the drive."""
         self.users = 0
         self.idle = trio.Event()
         self.limiter = trio.CapacityLimiter(config.threads)
@@ -298,7 +303,9 @@ class Shelf:
             except OSError as error:
                 raise NodeDown(f"{self._data / FILE}: {error.strerror}") from error
             for slot in self.slots:
-                await self._look(slot)
+                if slot.drive is None:
+                    with trio.move_on_after(_ADOPT_LOOK_S):
+                        await self._look(slot)
 
     def _check(self, adoption: Adoption) -> dict[Slot, NodeId]:
         try:
@@ -357,10 +364,13 @@ class Shelf:
 
     async def _look(self, slot: Slot) -> None:
         """See whether the drive is well; open it, or let it go."""
-        if slot.drive is None:
-            await self._open(slot)
-            return
-        drive = slot.drive
+        async with slot.looking:
+            if slot.drive is None:
+                await self._open(slot)
+            else:
+                await self._visit(slot, slot.drive)
+
+    async def _visit(self, slot: Slot, drive: Drive) -> None:
         try:
             slot.space, slot.volumes = await slot.finish(lambda: self._examine(drive))
         except NodeError as error:
@@ -387,6 +397,7 @@ class Shelf:
             self._note_absent(slot, error)
             return
         if any(other.drive is not None and other.node == drive.node_id for other in self.slots):
+            # This slot's own drive is not open: looks at one slot come one after another.
             await trio.to_thread.run_sync(drive.close)
             slot.state, slot.reason = "foreign", "is a copy of another drive here"
             return
