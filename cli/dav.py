@@ -19,6 +19,7 @@ from dav.config import DavConfig, MacFiles
 from dav.portal import open_portal
 from dav.server import DavServer
 from engine import open_engine
+from engine.metrics import Metrics
 
 log = structlog.get_logger()
 
@@ -41,7 +42,11 @@ async def serve_dav(
         portal = await stack.enter_async_context(open_portal())
         dav = _dav_config(config, settings)
         app = DavApp(engine, portal, dav)
-        servers = [DavServer(bound, app, limits=dav.limits, tls=tls, log=log) for bound in sockets]
+        meter = Metrics().requests("dav") if config.metrics else None
+        servers = [
+            DavServer(bound, app, limits=dav.limits, tls=tls, log=log, observer=meter)
+            for bound in sockets
+        ]
         await nursery.start(stop_on_signal, shutdown)
         async with trio.open_nursery() as serving:
             try:

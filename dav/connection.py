@@ -29,6 +29,16 @@ from engine.http.message import BodyBroken
 if TYPE_CHECKING:
     from dav.server import DavServer
 
+METHODS = frozenset(
+    {
+        *("OPTIONS", "GET", "HEAD", "PUT", "DELETE", "MKCOL", "COPY", "MOVE"),
+        *("PROPFIND", "PROPPATCH", "LOCK", "UNLOCK"),
+    }
+)
+"""What requests are counted by; all others are one."""
+NO_ANSWER = 499
+"""Counted where the client left, or was cut off, before the head of the answer; as nginx does."""
+
 NEXT_MS = 5
 LINGER_S = 2.0
 LINGER_SIZE = 8 << 20
@@ -75,6 +85,11 @@ class DavRequest(cheroot_server.HTTPRequest):
         # As a proxy it takes absolute targets and //, which dav.names reads by itself.
         super().__init__(server, conn, proxy_mode=True)
         self.body = RequestBody(conn.rfile, 0, None)
+        self._began = 0.0
+        self._head_s: float | None = None
+        """Until the head of the answer went out."""
+        self._sent = 0
+        """Bytes of the answer's body."""
 
     def parse_request(self) -> None:
         reader: SocketReader = self.conn.rfile
@@ -124,24 +139,40 @@ class DavRequest(cheroot_server.HTTPRequest):
 
     def respond(self) -> None:
         self.rfile = self.body
-        started = time.perf_counter()
+        self._began = time.perf_counter()
+        whole = False
         try:
             self.server.gateway(self).respond()
             if self.chunked_write:
                 self.conn.wfile.write(b"0\r\n\r\n")
+            whole = True
         finally:
-            self.server.log.debug(
-                "dav.request",
-                method=self.method.decode("latin-1"),
-                target=self.uri.decode("latin-1"),
-                status=int(self.status[:3] or 0),
-                peer=self.conn.remote_addr,
-                ms=(time.perf_counter() - started) * 1000,
-            )
+            self._ended(whole)
         self._leave_body()
+
+    def _ended(self, whole: bool) -> None:
+        """Every request that an application has seen ends here, in its thread."""
+        method = self.method.decode("latin-1")
+        status = int(self.status[:3] or 0) if self._head_s is not None else NO_ANSWER
+        seconds = time.perf_counter() - self._began
+        observer = self.server.observer
+        if observer is not None:
+            operation = method if method in METHODS else "OTHER"
+            head_s = seconds if self._head_s is None else self._head_s
+            observer.answered(operation, status, "" if whole else "cut_off", head_s)
+            observer.moved(self.body.received, self._sent)
+        self.server.log.debug(
+            "dav.request",
+            method=method,
+            target=self.uri.decode("latin-1"),
+            status=status,
+            peer=self.conn.remote_addr,
+            ms=seconds * 1000,
+        )
 
     def send_headers(self) -> None:
         """Send status and headers; decide first whether the connection can be used again."""
+        self._head_s = time.perf_counter() - self._began
         if not self._can_drain():
             self.close_connection = True
         # Keeps cheroot from reading the rest of the body into memory.
@@ -150,6 +181,7 @@ class DavRequest(cheroot_server.HTTPRequest):
         self.chunked_read = chunked_read
 
     def write(self, chunk: bytes | bytearray | memoryview) -> None:
+        self._sent += len(chunk)
         if self.chunked_write:
             head = b"%x\r\n" % len(chunk)
             if len(chunk) < 16384:

@@ -24,7 +24,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Protocol
 
 from cheroot import connections as cheroot_connections
 from cheroot import server as cheroot_server
@@ -105,6 +105,16 @@ class _Threads(threadpool.ThreadPool):
         return not any(thread.is_alive() for thread in self._threads)
 
 
+class Observer(Protocol):
+    """Is told of every request, by many threads."""
+
+    def answered(self, operation: str, status: int, code: str, seconds: float) -> None:
+        """``seconds``: until the head of the answer; ``code``: what cut it off, or empty."""
+
+    def moved(self, received: int, sent: int) -> None:
+        """Bytes of bodies."""
+
+
 class DavServer(cheroot_server.HTTPServer):
     """Serves a WSGI application on one listening socket, which stays the caller's.
 
@@ -122,6 +132,7 @@ class DavServer(cheroot_server.HTTPServer):
         limits: DavLimits,
         tls: ssl.SSLContext | None,
         log: FilteringBoundLogger,
+        observer: Observer | None = None,
     ) -> None:
         super().__init__(listener.getsockname()[:2], DavGateway, server_name="lodestore")
         self.socket = listener
@@ -129,6 +140,7 @@ class DavServer(cheroot_server.HTTPServer):
         self.limits = limits
         self.tls = tls
         self.log = log
+        self.observer = observer
         self.timeout = limits.idle_s
         self.max_request_header_size = limits.head_size
         self.software = "lodestore"

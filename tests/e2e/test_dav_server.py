@@ -6,10 +6,12 @@ import contextlib
 import hashlib
 import http.client
 import os
+import re
 import signal
 import socket
 import subprocess
 import threading
+import urllib.request
 from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import closing
@@ -102,6 +104,23 @@ def test_s3_and_webdav_see_the_same(server: Server, s3: Any) -> None:
     assert ask(server, "MOVE", "/shared/made%20by/dav.txt")[0] == 400
     assert ask(server, "DELETE", "/shared/made%20by/")[0] == 204
     assert s3.list_objects_v2(Bucket="shared")["KeyCount"] == 0
+
+
+def test_requests_are_counted_for_prometheus(tmp_path: Path) -> None:
+    options = ("--dav", "127.0.0.1:0", "--metrics", "127.0.0.1:0", "--workers", "1")
+    with serving(tmp_path / "store", *options, environment=KEYS) as server:
+        connection = http.client.HTTPConnection(urlsplit(server.dav_url).netloc, timeout=STOP_S)
+        with closing(connection):
+            # The last one is not looked at: it may be counted after its answer came.
+            for method, path in (("MKCOL", "/bucket"), ("PUT", "/bucket/x"), ("OPTIONS", "/")):
+                body = b"12345" if method == "PUT" else None
+                connection.request(method, path, body, {"Authorization": LOGIN})
+                connection.getresponse().read()
+        with urllib.request.urlopen(server.metrics_url + "/metrics", timeout=STOP_S) as answer:
+            text = answer.read().decode()
+    put = r'lode_requests_total\{code="",frontend="dav",operation="PUT",status="201"\} 1\.0'
+    assert re.search(put, text), text
+    assert re.search(r'lode_body_bytes_total\{direction="in",frontend="dav"\} 5\.0', text), text
 
 
 @pytest.mark.slow

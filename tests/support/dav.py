@@ -19,7 +19,7 @@ import trio
 from dav.app import DavApp
 from dav.config import DavConfig, DavLimits
 from dav.portal import Portal, open_portal
-from dav.server import DavServer
+from dav.server import DavServer, Observer
 from engine.engine import Engine
 
 T = TypeVar("T")
@@ -171,6 +171,7 @@ async def dav_door(
     limits: DavLimits = LIMITS,
     tls: ssl.SSLContext | None = None,
     client_tls: ssl.SSLContext | None = None,
+    observer: Observer | None = None,
     **settings: Any,
 ) -> AsyncIterator[Door]:
     """Serve the engine on a free port of the loopback. ``settings``: fields of ``DavConfig``."""
@@ -186,6 +187,7 @@ async def dav_door(
                 limits=limits,
                 tls=tls,
                 log=structlog.get_logger(),
+                observer=observer,
             )
             server.prepare()
             door = Door(engine, server, portal, listener.getsockname()[1], client_tls)
