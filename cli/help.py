@@ -125,6 +125,34 @@ NODE_REPLACE = "\n\n".join(
 
 NODE_LIST = "List the members of the cluster and their drives."
 
+META = "Move, back up and restore metadata."
+
+META_COPY = "\n\n".join(
+    (
+        "Copy all metadata from SRC to DST, compare both, and let the data folder use DST.",
+        "    lode meta copy embedded fdb:/etc/foundationdb/fdb.cluster --data /srv/lode",
+        "SRC and DST are [bold]embedded[/bold] (in the data folder) or fdb:CLUSTERFILE. Stop "
+        "everything that uses the store first; a copy that was interrupted goes on when the "
+        "command is given again. SRC stays as it was.",
+    )
+)
+
+META_BACKUP = "\n\n".join(
+    (
+        "Write one consistent state of the embedded metadata to FILE, also while the store runs.",
+        "It belongs together with the drives for as long as the grace time: what is deleted later "
+        "than the backup is collected after it. With FoundationDB use its own fdbbackup.",
+    )
+)
+
+META_RESTORE = "\n\n".join(
+    (
+        "Put the backup FILE in the place of the store's metadata.",
+        "Stop everything that uses the store first. What was there is kept beside it. Run "
+        "[bold]lode fsck[/bold] afterwards.",
+    )
+)
+
 BUCKET = "Look after buckets."
 
 BUCKET_QUOTA = "\n\n".join(

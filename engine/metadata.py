@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from engine.config import StoreConfig
+from engine.errors import ConfigError
 from engine.identity import (
     FILE,
     StoreIdentity,
@@ -15,13 +16,10 @@ from engine.identity import (
     read_identity,
     read_or_make_identity,
 )
-from engine.meta import keyspace
+from engine.meta.copying import STORE_ID, is_unfinished
 from engine.meta.embedded import open_embedded
 from engine.meta.fdb import FdbLocation, open_fdb
 from engine.meta.kv import Database, Transaction
-
-STORE_ID = keyspace.setting("store")
-"""Id of the store, where several data folders share its metadata."""
 
 
 def metadata_location(config: StoreConfig) -> FdbLocation | None:
@@ -46,9 +44,22 @@ async def open_metadata(config: StoreConfig) -> AsyncIterator[Database]:
 
     Raises: ConfigError; Unavailable: FoundationDB does not answer.
     """
-    location = metadata_location(config)
+    async with open_place(config, metadata_location(config)) as database:
+        if await is_unfinished(database):
+            raise ConfigError(
+                f"{config.meta or config.data}: an unfinished copy of metadata; "
+                "`lode meta copy` goes on with it"
+            )
+        yield database
+
+
+@asynccontextmanager
+async def open_place(config: StoreConfig, location: FdbLocation | None) -> AsyncIterator[Database]:
+    """Open the database at a place; None: the data folder. What it holds is not looked at."""
     if location is None:
-        async with open_embedded(embedded_file(config.data), vfs=config.meta_vfs) as embedded:
+        file = embedded_file(config.data)
+        file.parent.mkdir(exist_ok=True)
+        async with open_embedded(file, vfs=config.meta_vfs) as embedded:
             yield embedded
         return
     async with open_fdb(location) as database:
