@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import socket
 import ssl
+import threading
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -48,6 +50,27 @@ def begin_put(door: Door, name: str, size: int = 10) -> socket.socket:
     return opened
 
 
+def begin_get(door: Door, name: str) -> socket.socket:
+    """Ask for a file and take no more than the head of the answer."""
+    opened = door.connect()
+    opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+    opened.sendall(with_login(b"GET /bucket/%s HTTP/1.1\r\n\r\n" % name.encode()))
+    assert opened.recv(1, socket.MSG_PEEK)
+    return opened
+
+
+def read_body(opened: socket.socket, size: int) -> bytearray:
+    """Read an answer with so many bytes, without the copies of ``read_answer``."""
+    got = bytearray()
+    buffer = memoryview(bytearray(1 << 20))
+    while (end := got.find(b"\r\n\r\n")) < 0 or len(got) < end + 4 + size:
+        count = opened.recv_into(buffer)
+        assert count, "closed"
+        got += buffer[:count]
+    del got[: end + 4]
+    return got
+
+
 def end_put(opened: socket.socket, size: int = 10) -> int:
     opened.sendall(b"x" * (size - size // 2))
     return read_answer(opened).status
@@ -70,6 +93,68 @@ async def test_64_slow_uploads_leave_room_for_small_requests(tmp_path: Path) -> 
         for _ in range(5):
             assert (await door.get("/bucket/small")).status == 200
         assert [await in_thread(end_put, opened) for opened in slow] == [201] * 64
+
+
+async def test_64_stalled_transfers_each_way_leave_room_for_others(tmp_path: Path) -> None:
+    """They hold buffers of the engine, each in the middle of a stripe or of what is read ahead."""
+    size = 1 << 20
+    data = pattern(5 << 20)
+    limits = replace(LIMITS, idle_s=120.0)
+    async with engine_in(tmp_path) as engine, dav_door(engine, limits=limits) as door:
+        await door.made("/bucket/")
+        assert (await door.put("/bucket/large", data)).status == 201
+        up = [await in_thread(begin_put, door, f"slow-{n}", size) for n in range(64)]
+        down = [await in_thread(begin_get, door, "large") for _ in range(64)]
+        for small in (0, 100, 4096, 300_000, 3 << 20):
+            body = pattern(small, seed=small)
+            assert (await door.put(f"/bucket/{small}", body)).status == 201
+            assert (await door.get(f"/bucket/{small}")).body == body
+        assert (await door.call("PROPFIND", "/bucket/", Depth="1")).status == 207
+        for opened in down:
+            assert await in_thread(read_body, opened, len(data)) == data
+        statuses: list[int] = []
+
+        async def finish(opened: socket.socket) -> None:
+            statuses.append(await in_thread(end_put, opened, size))
+
+        async with trio.open_nursery() as nursery:
+            for opened in up:
+                nursery.start_soon(finish, opened)
+        assert statuses == [201] * 64
+
+
+async def test_a_small_request_does_not_wait_for_64_downloads_to_end(tmp_path: Path) -> None:
+    """64 clients take one large file after the other, as fast as they can."""
+    size = 4 << 20
+    ended: list[int] = []
+    enough = threading.Event()
+
+    def download(door: Door) -> None:
+        with door.connect() as opened:
+            while not enough.is_set():
+                opened.sendall(with_login(b"GET /bucket/large HTTP/1.1\r\n\r\n"))
+                ended.append(len(read_body(opened, size)))
+
+    async with engine_in(tmp_path) as engine, dav_door(engine) as door:
+        await door.made("/bucket/", "/bucket/small")
+        assert (await door.put("/bucket/large", pattern(size))).status == 201
+        async with trio.open_nursery() as nursery:
+            limiter = trio.CapacityLimiter(64)
+            for _ in range(64):
+                nursery.start_soon(
+                    partial(trio.to_thread.run_sync, limiter=limiter), download, door
+                )
+            try:
+                passed = []
+                for _ in range(5):
+                    before = len(ended)
+                    assert (await door.get("/bucket/small")).body == b"/bucket/small"
+                    passed.append(len(ended) - before)
+            finally:
+                enough.set()
+        assert set(ended) == {size}
+        # In line behind them it would wait for all 64, or more if they came first each time.
+        assert sorted(passed)[2] < 64, passed
 
 
 async def test_silent_clients_cost_no_threads(tmp_path: Path) -> None:
@@ -243,11 +328,16 @@ async def test_silent_and_slow_tls_clients_stop_nobody(tmp_path: Path) -> None:
         engine_in(tmp_path) as engine,
         dav_door(engine, tls=keys.server, client_tls=keys.client) as door,
     ):
-        for number in range(20):
-            opened = door.connect()
-            if number % 2:
-                # The first bytes of a handshake that never goes on.
-                await in_thread(opened.sendall, b"\x16\x03\x01\x02\x00\x01\x00")
+        for _ in range(20):
+            door.connect()
+            slow = door.connect()
+            # The first bytes of a handshake that never goes on.
+            await in_thread(slow.sendall, b"\x16\x03\x01\x02\x00\x01\x00")
+            shaken = partial(keys.client.wrap_socket, server_hostname="localhost")
+            talking = await in_thread(shaken, door.connect())
+            door.open_sockets.append(talking)
+            # A request that never goes on.
+            await in_thread(talking.sendall, b"GET / HTTP/1.1\r\nHost: ")
         await door.made("/bucket/")
         assert (await door.put("/bucket/x", data)).status == 201
         assert (await door.get("/bucket/x")).body == data
