@@ -34,7 +34,8 @@ class Server:
         self.url = words.get("s3", "")
         self.dav_url = words.get("dav", "")
         self.metrics_url = words.get("metrics", "")
-        self.credentials_path = words["credentials"]
+        self.node_url = words.get("node", "")
+        self.credentials_path = words.get("credentials", "")
         self._log_path = log_path
 
     @property
