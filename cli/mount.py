@@ -10,9 +10,11 @@ import gc
 import os
 import shlex
 import signal
+import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -21,7 +23,9 @@ import structlog
 import trio
 
 from cli.allocator import keep_memory
+from cli.arguments import Address
 from cli.handover import Report, decode_report, encode_report
+from cli.listen import addresses_of, listen
 from cli.logs import configure_logs
 from cli.outcome import FAILED, USAGE, WorkersFailed, innermost, one_line
 from cli.stopping import stop_on_signal
@@ -91,10 +95,16 @@ def store_of(data: Path, options: MountOptions, meta: str = "") -> StoreConfig:
 
 
 def run(
-    store: StoreConfig, options: MountOptions, *, foreground: bool, log_level: str, log_json: bool
+    store: StoreConfig,
+    options: MountOptions,
+    *,
+    foreground: bool,
+    metrics: Address | None,
+    log_level: str,
+    log_json: bool,
 ) -> None:
     """Mount, and return when somebody unmounts or a signal comes; in the background, when the
-    mount can be used.
+    mount can be used. ``metrics``: where its figures are to be had.
 
     Raises: ConfigError, EngineError.
     """
@@ -105,14 +115,20 @@ def run(
     if foreground:
         keep_memory()
         configure_logs(log_level, as_json=log_json)
-        trio.run(serve_mount, store, options, lambda: _print_ready(options))
+        sockets = [] if metrics is None else listen(metrics, "--metrics")
+        ready = partial(_print_ready, options, sockets)
+        trio.run(serve_mount, store, options, ready, sockets)
         return
+    # In the parent, which says what is wrong with the address.
+    sockets = [] if metrics is None else listen(metrics, "--metrics")
     receive, send = os.pipe()
     # Before threads, and before trio runs.
     if os.fork() == 0:
         os.close(receive)
-        _run_in_background(store, options, send, log_level=log_level, log_json=log_json)
+        _run_in_background(store, options, send, sockets, log_level=log_level, log_json=log_json)
     os.close(send)
+    for bound in sockets:
+        bound.close()
     with open(receive, "rb") as reports:
         line = reports.readline()
     if not line:
@@ -123,7 +139,13 @@ def run(
 
 
 def _run_in_background(
-    store: StoreConfig, options: MountOptions, reports: int, *, log_level: str, log_json: bool
+    store: StoreConfig,
+    options: MountOptions,
+    reports: int,
+    sockets: list[socket.socket],
+    *,
+    log_level: str,
+    log_json: bool,
 ) -> NoReturn:
     """Become a process without a terminal, mount, and end."""
     os.setsid()
@@ -142,7 +164,7 @@ def _run_in_background(
 
     status = 0
     try:
-        trio.run(serve_mount, store, options, ready)
+        trio.run(serve_mount, store, options, ready, sockets)
     except (Exception, BaseExceptionGroup) as caught:
         error = innermost(caught)
         usage = isinstance(error, ConfigError)
@@ -159,9 +181,18 @@ def _run_in_background(
 
 
 async def serve_mount(
-    config: StoreConfig, options: MountOptions, ready: Callable[[], None]
+    config: StoreConfig,
+    options: MountOptions,
+    ready: Callable[[], None],
+    sockets: Sequence[socket.socket] = (),
+    *,
+    counted: bool = False,
 ) -> None:
-    """Mount until SIGTERM or SIGINT comes, or somebody unmounts. Raises ConfigError."""
+    """Mount until SIGTERM or SIGINT comes, or somebody unmounts.
+
+    ``sockets``: where to answer for figures. ``counted``: somebody else adds them up.
+    Raises ConfigError.
+    """
     try:
         from fs.mount import run_mount
     except ImportError as error:
@@ -169,12 +200,20 @@ async def serve_mount(
             f"the mount needs the package pyfuse3 ({error}): pip install 'lodestore[mount]', "
             "which needs a C compiler, pkg-config and libfuse3-dev"
         ) from error
+    exporter = None
+    if sockets or counted:
+        from cli.mount_metrics import MountExporter
+
+        exporter = MountExporter(sockets)
+    metrics = None if exporter is None else exporter.metrics
     stop = trio.Event()
     async with open_engine(config) as engine, trio.open_nursery() as nursery:
         await nursery.start(stop_on_signal, stop)
         nursery.start_soon(_stop_on_interrupt, stop)
+        if exporter is not None and sockets:
+            nursery.start_soon(exporter.run)
         _spare_collector()
-        await run_mount(engine, options, log=log, stop=stop, ready=ready)
+        await run_mount(engine, options, log=log, stop=stop, ready=ready, metrics=metrics)
         nursery.cancel_scope.cancel()
 
 
@@ -194,9 +233,11 @@ async def _stop_on_interrupt(stop: trio.Event) -> None:
             stop.set()
 
 
-def _print_ready(options: MountOptions) -> None:
+def _print_ready(options: MountOptions, sockets: list[socket.socket]) -> None:
     """Write the one line on standard output that scripts wait for."""
+    words = [f"mount={shlex.quote(str(options.target))}"]
+    words += [f"metrics=http://{address}" for address in addresses_of(sockets)]
     try:
-        print(f"ready mount={shlex.quote(str(options.target))}", flush=True)
+        print("ready", *words, flush=True)
     except BrokenPipeError:
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())

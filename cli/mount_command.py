@@ -90,6 +90,14 @@ def mount_command(
             show_default=False,
         ),
     ] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Answer /metrics there for Prometheus, as 127.0.0.1:9105. (default: not)",
+            show_default=False,
+        ),
+    ] = None,
     foreground: Annotated[
         bool, typer.Option("--foreground", help="Stay, and print a line when it is mounted.")
     ] = False,
@@ -100,7 +108,7 @@ def mount_command(
         bool, typer.Option("--log-json", help="Log JSON lines also on a terminal.")
     ] = False,
 ) -> None:
-    from cli.arguments import parse_size
+    from cli.arguments import Address, parse_size
     from cli.mount import mount_options, parse_mode, parse_moment, run, store_of
     from cli.settings import LOG_LEVELS, data_folder, metadata_place
 
@@ -126,6 +134,7 @@ def mount_command(
         store_of(data_folder(data, os.environ), options, metadata_place(meta, os.environ)),
         options,
         foreground=foreground,
+        metrics=Address.parse(metrics) if metrics is not None else None,
         log_level=log_level,
         log_json=log_json,
     )

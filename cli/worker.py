@@ -79,8 +79,9 @@ async def _serve(config: WorkerConfig, reports: int) -> None:
     if config.mount is not None:
         from cli.mount import serve_mount, store_of
 
-        store = store_of(config.store.data, config.mount)
-        await serve_mount(store, config.mount, lambda: _tell_ready(reports))
+        store = store_of(config.store.data, config.mount, config.store.meta)
+        ready = partial(_tell_ready, reports)
+        await serve_mount(store, config.mount, ready, counted=config.metrics)
         return
     if config.dav is not None:
         # Only this process needs what WebDAV needs.

@@ -41,7 +41,10 @@ AHEAD_BLOCKS = 8 * SEGMENT_BLOCKS
 
 SLOW_S_MIN = 0.003
 SLOW_RATE = 150e6
-"""Bytes per second: a read that takes longer than both say makes the store a slow one ..."""
+"""Bytes per second: a read that takes longer than both say was slow."""
+
+SLOW_WEIGHT = 0.2
+"""Of the latest read, in the share of slow ones. Over half of them make the store a slow one ..."""
 
 SLOW_FOR_S = 60.0
 """... for so long."""
@@ -100,6 +103,7 @@ class DiskCache:
         self._is_remote = False
         self._looked_at = float("-inf")
         self._slow_until = float("-inf")
+        self._slowness = 0.0
         self._paused_until = float("-inf")
         self._complained: set[tuple[str, int]] = set()
 
@@ -114,7 +118,9 @@ class DiskCache:
 
     def observe(self, size: int, seconds: float) -> None:
         """Learn how quick the store is: a reader waited so long for so many bytes."""
-        if seconds > SLOW_S_MIN and size < seconds * SLOW_RATE:
+        was_slow = seconds > SLOW_S_MIN and size < seconds * SLOW_RATE
+        self._slowness += (was_slow - self._slowness) * SLOW_WEIGHT
+        if was_slow and self._slowness > 0.5:
             self._slow_until = trio.current_time() + SLOW_FOR_S
 
     async def run(self) -> None:

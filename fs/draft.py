@@ -107,6 +107,11 @@ class Draft:
         node.open_stat = stat
 
     @property
+    def staged(self) -> int:
+        """Bytes that wait to be committed, in memory, in a private file or in the store."""
+        return 0 if self._content is None else self._content.size
+
+    @property
     def told(self) -> bool:
         """A descriptor's ``close`` has something to say, or to commit."""
         return not self.bare or self._refused is not None

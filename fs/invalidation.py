@@ -88,6 +88,9 @@ class Invalidation:
         for first in range(0, len(notices), BATCH):
             batch = notices[first : first + BATCH]
             await trio.to_thread.run_sync(_notify, batch, limiter=self._limiter)
+            entries = sum(isinstance(notice, EntryNotice) for notice in batch)
+            self._view.tally.entries_invalidated += entries
+            self._view.tally.inodes_invalidated += len(batch) - entries
 
     async def _collect(
         self, record: FeedRecord, notices: dict[EntryNotice | InodeNotice, None]

@@ -13,8 +13,9 @@ import os
 import stat
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import TypeAlias
 
 import pyfuse3
 import structlog
@@ -26,6 +27,7 @@ from fs.cache_folder import CacheFolder
 from fs.disk_cache import DiskCache
 from fs.invalidation import Invalidation
 from fs.kernel import abort, device_of, raise_read_ahead, read_without_blocking
+from fs.metrics import MountMetrics
 from fs.operations import Operations
 from fs.options import MountOptions
 from fs.space import Space
@@ -44,6 +46,8 @@ COMMIT_S = 40.0
 COMMIT_S_MIN = 10.0
 
 DEVICE = Path("/dev/fuse")
+
+Service: TypeAlias = Callable[[], Awaitable[None]]
 
 
 def check_target(options: MountOptions) -> None:
@@ -102,18 +106,22 @@ async def run_mount(
     log: structlog.typing.FilteringBoundLogger,
     stop: trio.Event,
     ready: Callable[[], None],
+    metrics: MountMetrics | None = None,
 ) -> None:
     """Mount, and serve until ``stop`` is set or somebody unmounts.
 
-    ``ready`` is called once the mount can be used. On return nothing is mounted.
+    ``ready`` is called once the mount can be used. ``metrics`` None: nobody wants to see any. On
+    return nothing is mounted.
 
     Raises: ConfigError: device, mount point, bucket or permission.
     """
     # Not in a thread: nothing else runs yet.
     check_target(options)
     view = await _view(engine, options, log)
-    guard = Guard(log, options.handler_s)
+    guard = Guard(log, options.handler_s, metrics)
     operations = Operations(view, guard, Space(engine, options.bucket))
+    if metrics is not None:
+        metrics.watch(view, operations)
     try:
         pyfuse3.init(operations, str(options.target), _fuse_options(options))
     except RuntimeError as error:
@@ -123,7 +131,8 @@ async def run_mount(
         ) from error
     try:
         read_without_blocking()
-        await _serve(view, operations, guard, stop, ready)
+        services = operations.services + ([] if metrics is None else [metrics.keep_up])
+        await _serve(view, operations, guard, services, stop=stop, ready=ready)
     finally:
         pyfuse3.close(unmount=True)
         if view.cache is not None:
@@ -165,6 +174,8 @@ async def _serve(
     view: View,
     operations: Operations,
     guard: Guard,
+    services: list[Service],
+    *,
     stop: trio.Event,
     ready: Callable[[], None],
 ) -> None:
@@ -174,7 +185,7 @@ async def _serve(
         # In nurseries of their own, to be ended one after the other.
         async with trio.open_nursery() as serving:
             serving.start_soon(_serve_kernel, stop, view.log)
-            background = Background(view, operations, ready)
+            background = Background(view, operations, services, ready)
             serving.start_soon(background.run)
             await stop.wait()
             commit_until = trio.current_time() + COMMIT_S
@@ -230,9 +241,16 @@ async def _serve_kernel(stop: trio.Event, log: structlog.typing.FilteringBoundLo
 class Background:
     """What runs beside the handlers, until it is stopped."""
 
-    def __init__(self, view: View, operations: Operations, ready: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        view: View,
+        operations: Operations,
+        services: list[Service],
+        ready: Callable[[], None],
+    ) -> None:
         self._view = view
         self._operations = operations
+        self._services = services
         self._ready = ready
         self._scope = trio.CancelScope()
         self.ended = trio.Event()
@@ -245,7 +263,7 @@ class Background:
                 raise_read_ahead(self._view.options.target, self._view.log)
                 async with trio.open_nursery() as nursery:
                     await nursery.start(Invalidation(self._view).run)
-                    for service in self._operations.services:
+                    for service in self._services:
                         nursery.start_soon(service)
                     self._ready()
         finally:

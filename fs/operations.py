@@ -139,6 +139,10 @@ class Operations(pyfuse3.Operations):
             services.append(self._view.cache.run)
         return services
 
+    @property
+    def open_directories(self) -> int:
+        return len(self._open_directories)
+
     async def aclose(self) -> None:
         """Close what programs left open, as ``release`` would."""
         for handle in self._files.all():
@@ -241,19 +245,24 @@ class Operations(pyfuse3.Operations):
     def _read_now(self, fh: int, off: int, size: int) -> bytes | None:
         handle = self._files.get(fh)
         if handle.node.draft is None and isinstance(handle, ReadHandle):
-            return handle.read_now(off, size)  # type: ignore[return-value]
+            answer = handle.read_now(off, size)
+            if answer is not None:
+                self._view.tally.read_bytes += len(answer)
+            return answer  # type: ignore[return-value]
         return None
 
     async def read(self, fh: int, off: int, size: int) -> bytes:
         handle = self._files.get(fh)
         # All descriptors of a file see what is written to it, as they share the page cache.
         draft = handle.node.draft
-        if draft is None:
-            return await handle.read(off, size)  # type: ignore[return-value]
-        return await draft.read(off, size)  # type: ignore[return-value]
+        answer = await (handle if draft is None else draft).read(off, size)
+        self._view.tally.read_bytes += len(answer)
+        return answer  # type: ignore[return-value]
 
     async def write(self, fh: int, off: int, buf: bytes) -> int:
-        return await self._files.get(fh).write(off, buf)
+        count = await self._files.get(fh).write(off, buf)
+        self._view.tally.written_bytes += count
+        return count
 
     async def flush(self, fh: int) -> None:
         await self._files.get(fh).flush()

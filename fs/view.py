@@ -24,6 +24,7 @@ from fs.handles import FileHandle, Handles
 from fs.inodes import InodeTable, Kind, Node, identity_of
 from fs.names import NAME_BYTES_MAX, Mark, decode, split
 from fs.options import WINDOWS_SHARE, MountOptions
+from fs.tally import Tally
 from fs.windows import Windows
 
 MARKED_BYTES_MAX = NAME_BYTES_MAX - len(Mark.FILE.value)
@@ -59,6 +60,7 @@ class View:
     ) -> None:
         """``bucket``: the one that is mounted; None: all of them."""
         self.cache = cache
+        self.tally = Tally()
         self.engine = engine
         self.options = options
         self.log = log

@@ -19,6 +19,9 @@ class Windows:
         self._kept: OrderedDict[tuple[bytes, int], bytes | bytearray] = OrderedDict()
         self._size = 0
         self._size_max = size_max
+        self.hits = 0
+        self.misses = 0
+        """Windows that had to be fetched."""
 
     @property
     def size(self) -> int:
@@ -29,11 +32,13 @@ class Windows:
         key = (data_id, number)
         window = self._kept.get(key)
         if window is not None:
+            self.hits += 1
             self._kept.move_to_end(key)
         return window
 
     def put(self, data_id: bytes, number: int, window: bytes | bytearray) -> None:
         """Keep a window, in place of those not used for longest."""
+        self.misses += 1
         key = (data_id, number)
         if key in self._kept or len(window) > self._size_max:
             return

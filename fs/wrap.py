@@ -9,7 +9,8 @@ from __future__ import annotations
 import errno
 from collections.abc import Awaitable, Callable
 from functools import wraps
-from typing import ParamSpec, TypeVar
+from time import perf_counter
+from typing import ParamSpec, Protocol, TypeVar
 
 import pyfuse3
 import structlog
@@ -21,11 +22,22 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
+class Meter(Protocol):
+    def answered(self, request: str, number: int, seconds: float) -> None:
+        """Take note of an answer; ``number``: its errno, 0 for success."""
+
+
 class Guard:
     """Wraps handlers; ``counts`` are requests by handler, ``errors`` those by handler and errno."""
 
-    def __init__(self, log: structlog.typing.FilteringBoundLogger, limit_s: float) -> None:
+    def __init__(
+        self,
+        log: structlog.typing.FilteringBoundLogger,
+        limit_s: float,
+        meter: Meter | None = None,
+    ) -> None:
         self._log = log
+        self._meter = meter
         self._limit_s = limit_s
         self.counts: dict[str, int] = {}
         self.errors: dict[tuple[str, int], int] = {}
@@ -51,15 +63,20 @@ class Guard:
         limit = self._limit_s if limit_s is None else limit_s
         counts, running = self.counts, self._running_by_name
         counts[name] = running[name] = 0
+        meter = self._meter
 
         @wraps(handler)
         async def guarded(*args: P.args, **kwargs: P.kwargs) -> T:
+            began = 0.0 if meter is None else perf_counter()
             counts[name] += 1
             self._running += 1
             running[name] += 1
             try:
                 with trio.fail_after(limit):
-                    return await handler(*args, **kwargs)
+                    answer = await handler(*args, **kwargs)
+                if meter is not None:
+                    meter.answered(name, 0, perf_counter() - began)
+                return answer
             except pyfuse3.FUSEError as error:
                 number = error.errno
             except Exception as error:  # noqa: BLE001  the mount lives on
@@ -71,6 +88,8 @@ class Guard:
                     self._idle.set()
             key = (name, number)
             self.errors[key] = self.errors.get(key, 0) + 1
+            if meter is not None:
+                meter.answered(name, number, perf_counter() - began)
             raise pyfuse3.FUSEError(number)
 
         return guarded
@@ -81,9 +100,11 @@ class Guard:
         """Return ``guarded``, asked only when ``quick`` has no answer. ``quick`` does not wait, so
         it needs no time limit, which costs more than the answer of a small read."""
         counts = self.counts
+        meter = self._meter
 
         @wraps(guarded)
         async def quick_first(*args: P.args, **kwargs: P.kwargs) -> T:
+            began = 0.0 if meter is None else perf_counter()
             try:
                 answer = quick(*args, **kwargs)
             except Exception:  # noqa: BLE001  it comes again, and is told then
@@ -91,6 +112,8 @@ class Guard:
             if answer is None:
                 return await guarded(*args, **kwargs)
             counts[name] += 1
+            if meter is not None:
+                meter.answered(name, 0, perf_counter() - began)
             return answer
 
         return quick_first
