@@ -295,13 +295,18 @@ class Shelf:
         """
         async with self._adopting:
             wanted = self._check(adoption)
-            for slot, node in wanted.items():
-                await self._format(slot, node, adoption.store)
+            before = self.member, self.store
+            # First, so that a look at a drive that was just formatted knows whose it is.
             self.member, self.store = adoption.member, adoption.store
             try:
+                for slot, node in wanted.items():
+                    await self._format(slot, node)
                 await trio.to_thread.run_sync(self._save)
-            except OSError as error:
-                raise NodeDown(f"{self._data / FILE}: {error.strerror}") from error
+            except BaseException as error:
+                self.member, self.store = before
+                if isinstance(error, OSError):
+                    raise NodeDown(f"{self._data / FILE}: {error.strerror}") from error
+                raise
             for slot in self.slots:
                 if slot.drive is None:
                     with trio.move_on_after(_ADOPT_LOOK_S):
@@ -323,18 +328,18 @@ class Shelf:
             raise AdoptionRefused(f"has no drive folder {min(unknown)}")
         return {slots[folder]: node for folder, node in nodes.items()}
 
-    async def _format(self, slot: Slot, node: NodeId, store: str) -> None:
+    async def _format(self, slot: Slot, node: NodeId) -> None:
         if slot.drive is not None and slot.node == node:
             return
         if any(other.node == node and other.drive is not None for other in self.slots):
             raise AdoptionRefused(f"{slot.folder}: another drive here is node {node.hex()}")
         try:
-            found = await slot.run(lambda: read_identity(slot.folder, store, self._disk))
+            found = await slot.run(lambda: read_identity(slot.folder, self.store, self._disk))
         except DriveUnusable as error:
             if error.kind != "empty":
                 raise AdoptionRefused(str(error)) from error
             try:
-                await slot.run(lambda: format_drive(slot.folder, store, node, self._disk))
+                await slot.run(lambda: format_drive(slot.folder, self.store, node, self._disk))
             except DriveUnusable as error:
                 raise AdoptionRefused(str(error)) from error
         else:
