@@ -91,7 +91,13 @@ class SocketReader:
             if timeout <= 0:
                 raise TimeoutError("timed out")
         self._socket.settimeout(timeout)
-        received = self._socket.recv_into(view)
+        try:
+            received = self._socket.recv_into(view)
+        except ssl.SSLEOFError:
+            # Closed without TLS's goodbye: what is not whole shows by its announced length.
+            received = 0
+        except ssl.SSLError as error:
+            raise ConnectionAbortedError(str(error)) from None
         self.bytes_read += received
         return received
 
@@ -111,7 +117,10 @@ class SocketWriter:
         self._socket.settimeout(self._idle_s)
         while rest:
             # Not sendall: its time-out is for the whole call; and so is that of a TLS send.
-            sent = self._socket.send(rest[: self._step])
+            try:
+                sent = self._socket.send(rest[: self._step])
+            except ssl.SSLError as error:
+                raise ConnectionAbortedError(str(error)) from None
             rest = rest[sent:]
         self.bytes_written += len(data)
         return len(data)
