@@ -106,13 +106,17 @@ class Wakeups:
             for future, _ in entries:
                 self._library.cancel(future)
 
+    async def settle(self) -> None:
+        """Wait until every future has answered."""
+        while self._count:
+            self._idle = trio.Event()
+            await self._idle.wait()
+
     async def aclose(self) -> None:
         """Wait until every future has answered, and close the pipe. Nobody waits any more.
 
         ``run`` must still be running; it is cancelled after.
         """
-        while self._count:
-            self._idle = trio.Event()
-            await self._idle.wait()
+        await self.settle()
         self._close_stream()
         os.close(self._read_fd)
