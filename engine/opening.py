@@ -43,6 +43,8 @@ COLLECT_EVERY_S = 60.0
 COMPACT_EVERY_S = 300.0
 FINISH_RENAMES_EVERY_S = 60.0
 SWEEP_LOCKS_EVERY_S = 300.0
+HEARTBEAT_LEASE_S = 10.0
+"""So soon another gateway watches the members when the one that did is gone."""
 CLOSE_S_MAX = 20.0
 WORK_THREADS = 4
 DISK_THREADS = 64
@@ -206,7 +208,8 @@ def _start_services(
         ("compaction", drives.compact, partial(trio.sleep, COMPACT_EVERY_S)),
     ]
     for name, work, wait in services:
-        tasks.start_soon(run_leased, store, name, work, wait)
+        lease_s = HEARTBEAT_LEASE_S if name == "heartbeat" else None
+        tasks.start_soon(partial(run_leased, store, name, work, wait, lease_s=lease_s))
 
 
 async def _collect(store: Store) -> None:

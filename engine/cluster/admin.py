@@ -244,10 +244,9 @@ class ClusterAdmin:
             if node_id.hex() in there:
                 tr.clear(keyspace.work(f"rebuild {node_id.hex()}"))
             else:
-                given_up = msgspec.structs.replace(
-                    record, state="removed", changed_ms=now, member=None
-                )
+                given_up = msgspec.structs.replace(record, state="removed", changed_ms=now)
                 set_node(tr, node_id, given_up)
+                ask_for(tr, ["census"], now)
 
     # Taking away
 

@@ -13,7 +13,9 @@ from engine.meta.kv import Transaction
 
 
 async def after_census(tr: Transaction, named: Mapping[NodeId, int], started_ms: int) -> list[str]:
-    """Take draining nodes that no chunk names as removed, and forget those whose member was.
+    """Take draining nodes that no chunk names as removed, and forget those that were given up.
+
+    A drained member stays known until its administrator removes it.
 
     Args:
         named: how many fragments chunks have on each node; absent: none.
@@ -32,7 +34,7 @@ async def after_census(tr: Transaction, named: Mapping[NodeId, int], started_ms:
         if record.state == "draining":
             events.append(f"drained: {record.location}")
             set_node(tr, node_id, msgspec.structs.replace(record, state="removed"))
-        elif record.member is None or member is None or member.state == "removed":
+        elif member is None or member.state != "draining":
             events.append(f"removed: {record.location}")
             tr.clear(keyspace.node(node_id))
             for prefix in (keyspace.NODE_COUNTER + node_id, keyspace.STRAY + node_id):

@@ -248,6 +248,6 @@ def _walks_after(was: str, health: str) -> set[str]:
     """Return the services that are to walk when the health changes so."""
     if health == "lost":
         return {"census"}
-    if health == "up" and was == "lost":
-        return {"census", "rebalance"}
-    return {"census"} if health == "up" and was == "down" else set()
+    if health != "up" or was == "up":
+        return set()
+    return {"census", "rebalance"} if was == "lost" else {"census"}

@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 
 import msgspec
 import structlog
+import trio
 
 from engine.cluster.census_end import after_census
 from engine.cluster.membership import asked_for
@@ -35,6 +36,9 @@ NAME = "census"
 RESULT = keyspace.setting("census")
 CHUNKS = 500
 NODE_PAGE = 1000
+YIELD_EVERY = 64
+UNASKED_S = 60.0
+"""So long after a census that could not ask some nodes comes another, at least."""
 PAUSE_FACTOR = 10
 """After a census that took a second the next one waits for ten, whoever asks for it."""
 
@@ -107,9 +111,12 @@ class Census:
         async def body(tr: ReadTransaction) -> int:
             return await asked_for(tr, NAME)
 
+        pause_ms = PAUSE_FACTOR * (last.ended_ms - last.started_ms)
         due_ms = last.started_ms + store.config.census_period_s * 1000
         if await store.db.read(body) >= last.started_ms:
-            due_ms = last.ended_ms + PAUSE_FACTOR * (last.ended_ms - last.started_ms)
+            due_ms = last.ended_ms + pause_ms
+        elif last.counts.get("unasked"):
+            due_ms = min(due_ms, last.ended_ms + max(pause_ms, UNASKED_S * 1000))
         return max(0.0, (due_ms - store.clock()) / 1000)
 
     async def run(self, stop: Callable[[], bool]) -> None:
@@ -190,8 +197,13 @@ class _Walk:
         end = b"\xff" * 17 if last else keyspace.after(page[-1][0] + b"\xff")
         named = [node_id for _, chunk in page for node_id in chunk.nodes]
         found = await self._list_nodes(named, end, {chunk_id for chunk_id, _ in page})
-        for chunk_id, chunk in page:
+        for number, (chunk_id, chunk) in enumerate(page):
             await self._count(chunk_id, chunk, found)
+            if number % YIELD_EVERY == 0:
+                await trio.lowlevel.checkpoint()
+        for node_id, sizes in found.items():
+            # Of chunks on this page, which do not name them there.
+            await self._examine_loose(node_id, [FragmentId(name) for name in sizes])
         if page:
             record.done += len(page)
             record.cursor = keyspace.after(keyspace.chunk(page[-1][0]) + b"\xff")
@@ -274,11 +286,6 @@ class _Walk:
         counts["at risk"] += at_risk
         counts["unreadable"] += whole < chunk.data_blocks
         counts["sharing"] += self._store.pool.crowded(chunk.nodes)
-        for node_id, sizes in found.items():
-            extra = [FragmentId(f) for f in sizes if f[:16] == chunk_id] if sizes else []
-            await self._examine_loose(node_id, extra)
-            for fragment in extra:
-                del sizes[fragment]
         if missing and not await queue_repair(
             self._store, chunk_id, missing, AT_RISK if at_risk else "missing", log=False
         ):

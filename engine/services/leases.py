@@ -15,6 +15,7 @@ from engine.meta.records import FORMAT, LeaseRecord, decode_lease, encode
 from engine.store import Store
 
 LEASE_S = 30.0
+RELEASE_S_MAX = 2.0
 
 Step: TypeAlias = Callable[[], Awaitable[None]]
 
@@ -53,36 +54,49 @@ async def release(store: Store, name: str, holder: bytes) -> None:
     await store.db.run(body)
 
 
-async def run_leased(store: Store, name: str, work: Step, wait: Step) -> None:
+async def run_leased(
+    store: Store, name: str, work: Step, wait: Step, *, lease_s: float | None = None
+) -> None:
     """Run ``work`` again and again, as long as this process has the lease; ``wait`` in between.
 
     An EngineError ends one round only. While ``work`` runs the lease is renewed; when it is lost
-    (the process was stopped for longer than it lasts), the round is cancelled.
+    (the process was stopped for longer than it lasts), the round is cancelled. Cancelled itself,
+    it gives the lease up at once.
+
+    Args:
+        lease_s: how long others wait for a process that died; None: ``LEASE_S``.
     """
     holder = store.random(16)
+    lease_s = LEASE_S if lease_s is None else min(lease_s, LEASE_S)
     log = structlog.get_logger().bind(service=name)
     while True:
         await wait()
         try:
-            if not await acquire(store, name, holder):
+            if not await acquire(store, name, holder, lease_s=lease_s):
                 continue
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(_keep, store, name, holder, nursery.cancel_scope)
-                try:
-                    await work()
-                except EngineError as error:
-                    log.warning("round ended early", error=str(error))
-                nursery.cancel_scope.cancel()
-            await release(store, name, holder)
+            try:
+                async with trio.open_nursery() as nursery:
+                    scope = nursery.cancel_scope
+                    nursery.start_soon(_keep, store, name, holder, scope, lease_s)
+                    try:
+                        await work()
+                    except EngineError as error:
+                        log.warning("round ended early", error=str(error))
+                    scope.cancel()
+            finally:
+                with trio.move_on_after(RELEASE_S_MAX, shield=True):
+                    await release(store, name, holder)
         except StorageError as error:
             log.error("metadata store failed", error=str(error))
 
 
-async def _keep(store: Store, name: str, holder: bytes, scope: trio.CancelScope) -> None:
+async def _keep(
+    store: Store, name: str, holder: bytes, scope: trio.CancelScope, lease_s: float
+) -> None:
     while True:
-        await trio.sleep(LEASE_S / 3)
+        await trio.sleep(lease_s / 3)
         try:
-            kept = await acquire(store, name, holder)
+            kept = await acquire(store, name, holder, lease_s=lease_s)
         except StorageError as error:
             # Without news of the lease somebody else may have it soon: the round ends here.
             structlog.get_logger().error("lease not renewed", service=name, error=str(error))

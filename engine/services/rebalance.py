@@ -2,7 +2,8 @@
 
 Asked for when a node comes, goes, drains or changes its weight or domain. A walk over all chunks;
 of each, only what is on a node that is not among the chunk's best moves (docs/decisions/0009).
-A fragment is copied, verified block by block, where its node answers; else made from the others.
+A fragment is copied, verified block by block; one that turns out to be damaged is made from the
+others. What is on nodes that are gone is repair's.
 """
 
 from __future__ import annotations
@@ -122,7 +123,9 @@ async def rebalance_chunk(
     moved = 0
     for index, target_id in moves:
         source, target = store.pool.usable(record.nodes[index]), store.pool.writable(target_id)
-        if target is None or (source is None and not store.pool.gone(record.nodes[index])):
+        if source is None and store.pool.gone(record.nodes[index]):
+            continue  # repair makes it anew, once a census has counted it as missing
+        if source is None or target is None:
             left += 1
             continue
         size = layout_of(chunk_id, record).fragment_size
@@ -143,16 +146,15 @@ async def _move(
     chunk_id: ChunkId,
     record: ChunkRecord,
     index: int,
-    source: Node | None,
+    source: Node,
     target: Node,
 ) -> None:
-    if source is not None:
-        try:
-            if await copy_fragment(store.data, chunk_id, record, index, source, target):
-                return
-        except NodeError as error:
-            _note(store, target.node_id, error)
-            raise _translated(error, chunk_id) from error
+    try:
+        if await copy_fragment(store.data, chunk_id, record, index, source, target):
+            return
+    except NodeError as error:
+        _note(store, target.node_id, error)
+        raise _translated(error, chunk_id) from error
     await store.data.rebuild(chunk_id, record, [index], {index: target})
 
 
