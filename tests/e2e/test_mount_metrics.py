@@ -103,7 +103,7 @@ def test_requests_are_counted_by_name_and_errno_and_timed(data: Path, tmp_path: 
         assert figures("lode_mount_requests_total", request="mknod", errno="EPERM") == 1
         assert figures("lode_mount_request_seconds_count", request="mkdir") == 1
         assert 0 < figures("lode_mount_request_seconds_sum", request="mkdir") < WAIT_S
-        assert figures("lode_mount_inodes") >= 2
+        assert figures("lode_mount_inodes") >= 1
         assert figures("lode_mount_feed_followed") == 1
 
 
