@@ -56,6 +56,12 @@ class Budget:
         self.held += size
         return True
 
+    def take(self, size: int, count: int) -> int:
+        """Take up to ``count`` times ``size`` bytes, by the same rule; return how many times."""
+        count = max(0, min(count, (self.limit - self.held) // (4 * size)))
+        self.held += count * size
+        return count
+
     def release(self, size: int) -> None:
         self.held -= size
 
@@ -106,6 +112,20 @@ class BufferPool:
             if not self.budget.try_acquire(self._class_of(size)):
                 return None
             return self._hand_out(size, granted=True)
+
+    def acquire_run(self, size: int, count: int, *, first: bool) -> list[Buffer]:
+        """Return up to ``count`` buffers of at least ``size`` bytes: as many as the budget allows.
+
+        Buffers of one size find their way back to whoever asks next, however many they are asked
+        for at a time. ``first``: the request holds no buffer, so it gets one in any case.
+        """
+        with self._lock:
+            bytes_each = self._class_of(size)
+            granted = self.budget.take(bytes_each, count - first)
+            return [
+                self._hand_out(size, granted=not first or number > 0)
+                for number in range(granted + first)
+            ]
 
     def acquire_stripes(self, stripe_size: int, count: int, *, first: bool) -> Buffer | None:
         """Return a buffer of up to ``count`` stripes: as many as the budget allows, halving.

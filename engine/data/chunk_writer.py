@@ -116,33 +116,31 @@ class ChunkWriter:
             1, self.size, coder.data_blocks, coder.parity_blocks, self._block_size, nodes, owner
         )
 
-    async def write(self, view: memoryview, size: int, digests: Digests | None) -> None:
-        """Code ``size`` bytes at the start of ``view`` and write them to all nodes.
+    async def write(self, views: Sequence[memoryview], size: int, digests: Digests | None) -> None:
+        """Code ``size`` bytes, the content of the views one after another, and write them.
 
         Args:
-            view: whole stripes; the part behind ``size`` in the last one is filled with zeros
-                here. ``size`` is a multiple of the stripe size except in the last call.
+            views: whole stripes each; what ``size`` leaves over in the last stripe is filled with
+                zeros here. ``size`` is a multiple of the stripe size except in the last call.
             digests: updated in the same thread; None when that is done elsewhere.
         Raises:
             NoSpace, Unavailable: too few nodes are left.
         """
-        if not self._all_local:
+        limiter = self._context.limiters.work
+        if self._all_local:
+            await trio.to_thread.run_sync(self._write_all, views, size, digests, limiter=limiter)
+        else:
             await self._open_mixed()
-        scratch = self._context.buffers.acquire(self._scratch_size(size))
-        try:
-            pieces = await trio.to_thread.run_sync(
-                self._write_local,
-                view,
-                size,
-                digests,
-                scratch.view,
-                limiter=self._context.limiters.work,
-            )
-            remote = [(index, f) for index, f in self._open.items() if f.remote is not None]
-            if remote and pieces:
-                await self._write_all_remote(remote, pieces)
-        finally:
-            scratch.release()
+            scratch = self._context.buffers.acquire(self._scratch_size(size))
+            try:
+                pieces = await trio.to_thread.run_sync(
+                    self._write_local, views, size, digests, scratch.view, limiter=limiter
+                )
+                remote = [(index, f) for index, f in self._open.items() if f.remote is not None]
+                if remote and pieces:
+                    await self._write_all_remote(remote, pieces)
+            finally:
+                scratch.release()
         self._settle()
 
     async def commit(self) -> None:
@@ -247,18 +245,32 @@ class ChunkWriter:
 
     # Writing
 
-    def _write_local(
-        self, view: memoryview, size: int, digests: Digests | None, scratch: memoryview
-    ) -> dict[int, list[memoryview]]:
-        """In a worker thread: open what is local, code, write; return each fragment's bytes."""
-        if self._all_local:
+    def _write_all(self, views: Sequence[memoryview], size: int, digests: Digests | None) -> None:
+        """In a worker thread, when all nodes are local: open, code and write.
+
+        Scratch memory is taken here: there are only so many threads, and it stays warm.
+        """
+        scratch = self._context.buffers.acquire(self._scratch_size(size))
+        try:
             while pairs := self._next_round():
                 self._open_local(pairs)
+            self._write_local(views, size, digests, scratch.view)
+        finally:
+            scratch.release()
+
+    def _write_local(
+        self,
+        views: Sequence[memoryview],
+        size: int,
+        digests: Digests | None,
+        scratch: memoryview,
+    ) -> dict[int, list[memoryview]]:
+        """In a worker thread: code, write to local nodes; return each fragment's bytes."""
         if digests is not None:
-            digests.update(view[:size])
+            digests.update_each(views, size)
         if len(self._open) < self._required:
             return {}
-        pieces = self._code(view, size, scratch)
+        pieces = self._code(views, size, scratch)
         for index, fragment in list(self._open.items()):
             if fragment.local is not None:
                 try:
@@ -313,42 +325,55 @@ class ChunkWriter:
         return stripes * (self._coder.parity_blocks * self._block_size + self._width * PAGE)
 
     def _code(
-        self, view: memoryview, size: int, scratch: memoryview
+        self, views: Sequence[memoryview], size: int, scratch: memoryview
     ) -> dict[int, list[memoryview]]:
-        """Return the bytes of each open fragment: slices of ``view``, and of ``scratch``."""
+        """Return the bytes of each open fragment: slices of ``views``, and of ``scratch``."""
         pieces: dict[int, list[memoryview]] = {index: [] for index in self._open}
-        count, parity_count = self._coder.data_blocks, self._coder.parity_blocks
-        at = 0
-        for start in range(0, size, self._stripe_size):
-            rest = min(size - start, self._stripe_size)
-            block_size = min(round_up(-(-rest // count)), self._block_size)
-            padding = count * block_size - rest
-            if padding:
-                view[start + rest : start + rest + padding] = bytes(padding)
-            stripe = view[start : start + count * block_size]
-            blocks = [stripe[i * block_size : (i + 1) * block_size] for i in range(count)]
-            if count == 1:
-                blocks *= 1 + parity_count
-            elif parity_count:
-                parity = scratch[at : at + parity_count * block_size]
-                at += len(parity)
-                self._coder.encode_into(stripe, parity)
-                blocks += [
-                    parity[i * block_size : (i + 1) * block_size] for i in range(parity_count)
-                ]
-            # Hashes have pages of their own where the parity blocks have.
-            space = hash_space(block_size)
-            for index, out in pieces.items():
-                tail = scratch[at : at + space]
-                at += space
-                digest = block_hash(blocks[index], self.chunk_id, index, self._stripes)
-                tail[:HASH_SIZE] = digest
-                if space > HASH_SIZE:
-                    tail[HASH_SIZE:] = _ZEROS
-                out += (blocks[index], tail)
-            self._stripes += 1
+        at, left = 0, size
+        for view in views:
+            used = min(left, len(view))
+            for start in range(0, used, self._stripe_size):
+                rest = min(used - start, self._stripe_size)
+                at += self._code_stripe(view[start:], rest, scratch[at:], pieces)
+            left -= used
         self.size += size
         return pieces
+
+    def _code_stripe(
+        self,
+        view: memoryview,
+        size: int,
+        scratch: memoryview,
+        pieces: dict[int, list[memoryview]],
+    ) -> int:
+        """Append the blocks of one stripe and their hashes to the pieces of their fragments.
+
+        Returns how many bytes of ``scratch`` the parity blocks and the hashes took.
+        """
+        count, parity_count = self._coder.data_blocks, self._coder.parity_blocks
+        block_size = min(round_up(-(-size // count)), self._block_size)
+        if count * block_size > size:
+            view[size : count * block_size] = bytes(count * block_size - size)
+        stripe = view[: count * block_size]
+        blocks = [stripe[i * block_size : (i + 1) * block_size] for i in range(count)]
+        at = 0
+        if count == 1:
+            blocks *= 1 + parity_count
+        elif parity_count:
+            at = parity_count * block_size
+            self._coder.encode_into(stripe, scratch[:at])
+            blocks += [scratch[i : i + block_size] for i in range(0, at, block_size)]
+        # Parity blocks come first: where they are whole pages, the hashes begin at pages too.
+        space = hash_space(block_size)
+        for index, out in pieces.items():
+            tail = scratch[at : at + space]
+            at += space
+            tail[:HASH_SIZE] = block_hash(blocks[index], self.chunk_id, index, self._stripes)
+            if space > HASH_SIZE:
+                tail[HASH_SIZE:] = _ZEROS
+            out += (blocks[index], tail)
+        self._stripes += 1
+        return at
 
     # Failures and the end
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final, Protocol
 
 from awscrt import checksums
@@ -91,6 +91,14 @@ class Digests:
             self._crcs[name] = _CRCS[name][0](data, value)
         for running in self._hashes.values():
             running.update(data)
+
+    def update_each(self, views: Sequence[memoryview], size: int) -> None:
+        """Update with the first ``size`` bytes of the views, one after another."""
+        for view in views:
+            if size <= 0:
+                return
+            self.update(view[:size])
+            size -= len(view)
 
     def result(self) -> dict[str, bytes]:
         result = {name: running.digest() for name, running in self._hashes.items()}

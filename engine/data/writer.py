@@ -11,7 +11,7 @@ batch being processed, and at most one commit of a finished chunk.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import trio
@@ -155,7 +155,7 @@ async def _stage_copies(
     chunk = ChunkWriter(context, coder, block_size=context.config.block_size, size_max=size)
     digests = Digests(algorithms)
     try:
-        await chunk.write(buffer.view, size, digests)
+        await chunk.write([buffer.view], size, digests)
         await chunk.commit()
     except BaseException as error:
         await chunk.undo()  # noqa: ASYNC102  shields itself, with a limit
@@ -170,6 +170,35 @@ async def _stage_copies(
         digests=digests.result(),
         chunks=[chunk],
     )
+
+
+class _Batch:
+    """Bytes that came and are to be written in one step, in buffers of whole stripes."""
+
+    __slots__ = ("buffers", "capacity", "size", "views")
+
+    def __init__(self, buffers: Sequence[Buffer], stripe_size: int) -> None:
+        self.buffers = buffers
+        self.views = [
+            buffer.view[: len(buffer.view) // stripe_size * stripe_size] for buffer in buffers
+        ]
+        self.capacity = sum([len(view) for view in self.views])
+        self.size = 0
+
+    async def fill(self, source: Source, size_max: int) -> None:
+        """Read until ``size_max`` bytes are there or the source ends."""
+        for view in self.views:
+            part = view[: size_max - self.size]
+            if not part:
+                return
+            count = await fill(source, part)
+            self.size += count
+            if count < len(part):
+                return
+
+    def release(self) -> None:
+        for buffer in self.buffers:
+            buffer.release()
 
 
 class _Pipeline:
@@ -200,9 +229,9 @@ class _Pipeline:
         try:
             batch = None
             if self._expected is None:
-                buffer, size = batch = await self._pull_first()
-                if size <= self._context.config.replicated_max:
-                    return await self._stage_small(buffer, size)
+                batch = await self._pull_first()
+                if batch.size <= self._context.config.replicated_max:
+                    return await self._stage_small(batch)
             try:
                 async with trio.open_nursery() as nursery:
                     await self._pump(nursery, batch)
@@ -222,15 +251,18 @@ class _Pipeline:
             chunks=self._chunks,
         )
 
-    async def _pull_first(self) -> tuple[Buffer, int]:
+    async def _pull_first(self) -> _Batch:
         """Buffer enough of a source of unknown size to tell its class."""
         config = self._context.config
         stripes = config.replicated_max // self._stripe_size + 1
         buffer = self._context.buffers.acquire(stripes * self._stripe_size)
         capacity = min(stripes * self._stripe_size, config.chunk_size)
-        return buffer, await self._fill(buffer, capacity)
+        return await self._fill(_Batch([buffer], self._stripe_size), capacity)
 
-    async def _stage_small(self, buffer: Buffer, size: int) -> StagedData:
+    async def _stage_small(self, batch: _Batch) -> StagedData:
+        """All bytes came, and they lie in one buffer."""
+        [buffer] = batch.buffers
+        size = batch.size
         try:
             if size > self._context.config.inline_max:
                 return await _stage_copies(self._context, buffer, size, self._algorithms)
@@ -238,23 +270,22 @@ class _Pipeline:
         finally:
             buffer.release()
 
-    async def _pump(self, nursery: trio.Nursery, batch: tuple[Buffer, int] | None) -> None:
+    async def _pump(self, nursery: trio.Nursery, batch: _Batch | None) -> None:
         """Pull batches and start their processing, each while the one before is processed."""
         chunk: ChunkWriter | None = None
         if batch is None:
             batch = await self._pull()
         while batch is not None:
-            buffer, size = batch
             if chunk is None:
                 try:
                     chunk = self._open_chunk()
                 except BaseException:
-                    buffer.release()
+                    batch.release()
                     raise
-            self._received += size
-            self._room -= size
+            self._received += batch.size
+            self._room -= batch.size
             self._processed = trio.Event()
-            nursery.start_soon(self._process, chunk, buffer, size, self._processed)
+            nursery.start_soon(self._process, chunk, batch, self._processed)
             batch = await self._pull()
             try:
                 await self._processed.wait()
@@ -265,10 +296,10 @@ class _Pipeline:
                     chunk = None
             except BaseException:
                 if batch is not None:
-                    batch[0].release()
+                    batch.release()
                 raise
 
-    async def _pull(self) -> tuple[Buffer, int] | None:
+    async def _pull(self) -> _Batch | None:
         """Return the next batch, which ends no later than the current chunk; None at the end.
 
         It takes part of the memory budget, or waits until the batch before is processed.
@@ -281,39 +312,39 @@ class _Pipeline:
         if self._ended:
             return None
         stripes = min(-(-left // self._stripe_size), self._batch_stripes())
-        buffers = self._context.buffers
-        buffer = None
+        pool = self._context.buffers
+        buffers: list[Buffer] = []
         if not self._processed.is_set():
-            buffer = buffers.acquire_stripes(self._stripe_size, stripes, first=False)
-            if buffer is None:
+            buffers = pool.acquire_run(self._stripe_size, stripes, first=False)
+            if not buffers:
                 await self._processed.wait()
-        if buffer is None:
-            buffer = buffers.acquire_stripes(self._stripe_size, stripes, first=True)
-            assert buffer is not None
-        whole = len(buffer.view) // self._stripe_size * self._stripe_size
-        size = await self._fill(buffer, min(whole, self._room or self._context.config.chunk_size))
-        if size == 0:
-            buffer.release()
+        if not buffers:
+            buffers = pool.acquire_run(self._stripe_size, stripes, first=True)
+        batch = _Batch(buffers, self._stripe_size)
+        room = self._room or self._context.config.chunk_size
+        await self._fill(batch, min(batch.capacity, room))
+        if batch.size == 0:
+            batch.release()
             return None
-        return buffer, size
+        return batch
 
     def _batch_stripes(self) -> int:
         return max(1, BATCH_SIZE_MAX // self._stripe_size)
 
-    async def _fill(self, buffer: Buffer, capacity: int) -> int:
-        """Fill the buffer from the source; on an error it is released."""
+    async def _fill(self, batch: _Batch, capacity: int) -> _Batch:
+        """Fill the batch from the source; on an error it is released."""
         try:
-            size = await fill(self._source, buffer.view[:capacity])
-            self._ended = size < capacity
-            received = self._received + size
+            await batch.fill(self._source, capacity)
+            self._ended = batch.size < capacity
+            received = self._received + batch.size
             if self._expected is not None and (
                 received > self._expected or (self._ended and received < self._expected)
             ):
                 raise IncompleteBody(self._expected, received)
         except BaseException:
-            buffer.release()
+            batch.release()
             raise
-        return size
+        return batch
 
     async def _expect_end(self, expected: int) -> None:
         """All bytes came; read on to the end, where the source checks its trailers."""
@@ -334,23 +365,26 @@ class _Pipeline:
         self._room = size_max
         return chunk
 
-    async def _process(
-        self, chunk: ChunkWriter, buffer: Buffer, size: int, done: trio.Event
-    ) -> None:
+    async def _process(self, chunk: ChunkWriter, batch: _Batch, done: trio.Event) -> None:
         try:
-            if self._digests.slow:
+            work = self._context.limiters.work
+            if self._digests.slow and work.borrowed_tokens * 2 < work.total_tokens:
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._digest, buffer.view[:size])
-                    await chunk.write(buffer.view, size, None)
+                    nursery.start_soon(self._digest, batch)
+                    await chunk.write(batch.views, batch.size, None)
             else:
-                await chunk.write(buffer.view, size, self._digests)
+                # Others keep the cores busy: a second thread would only cost.
+                await chunk.write(batch.views, batch.size, self._digests)
         finally:
-            buffer.release()
+            batch.release()
         done.set()
 
-    async def _digest(self, view: memoryview) -> None:
+    async def _digest(self, batch: _Batch) -> None:
         await trio.to_thread.run_sync(
-            self._digests.update, view, limiter=self._context.limiters.work
+            self._digests.update_each,
+            batch.views,
+            batch.size,
+            limiter=self._context.limiters.work,
         )
 
     async def _commit(self, chunk: ChunkWriter, done: trio.Event) -> None:

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.data.buffers import Budget, BufferPool
+from engine.data.isal import address_of
 from engine.data.digests import ALGORITHMS, Digests, combine, digests_of
 from engine.data.nodes import NodePool
 from engine.data.placement import Candidate, place
@@ -119,6 +120,31 @@ def test_grants_shrink_as_the_budget_fills() -> None:
     assert sizes[-1] == 1
     assert sizes == sorted(sizes, reverse=True)
     assert pool.acquire_stripes(MIB, 4, first=True) is not None
+
+
+def test_a_run_of_buffers_takes_from_the_budget_all_but_its_first() -> None:
+    pool = BufferPool(Budget(32 * MIB), idle_max=64 * MIB)
+    run = pool.acquire_run(MIB, 4, first=True)
+    assert [buffer.view.nbytes for buffer in run] == [MIB] * 4
+    assert pool.budget.held == 3 * MIB
+    taken = [run]
+    while more := pool.acquire_run(MIB, 4, first=False):
+        taken.append(more)
+    assert [len(each) for each in taken] == sorted((len(each) for each in taken), reverse=True)
+    assert pool.budget.held <= 32 * MIB
+    assert len(pool.acquire_run(MIB, 4, first=True)) == 1
+    storages = {id(buffer.view.obj) for each in taken for buffer in each}
+    for buffer in (buffer for each in taken for buffer in each):
+        buffer.release()
+    assert pool.budget.held == 0
+    again = pool.acquire_run(MIB, 8, first=False)
+    assert {id(buffer.view.obj) for buffer in again} <= storages
+
+
+def test_large_buffers_begin_at_pages() -> None:
+    pool = BufferPool(Budget(0), idle_max=0)
+    for size in (256 * 1024, MIB, 5 * MIB):
+        assert address_of(pool.acquire(size).view) % 4096 == 0
 
 
 # Placement
