@@ -18,6 +18,7 @@ from dav.tree import (
     delete_tree,
     find,
     has_parent,
+    keep_parent,
     make_folder,
 )
 from engine.errors import BucketNotEmpty, NoSuchKey, PreconditionFailed
@@ -61,9 +62,11 @@ async def delete(request: DavRequest, crossing: Crossing) -> Reply:
     if not found.is_folder:
         _need_depth(request, "0", "infinity")
         await _delete_file(request, found)
+        await keep_parent(request.engine, target, member_conditions(request))
         return Reply(204)
     _need_depth(request, "infinity")
     failures = await _delete_folder(request, found)
+    await keep_parent(request.engine, target, member_conditions(request))
     return _tree_reply(204, target.bucket, failures)
 
 
@@ -125,11 +128,13 @@ async def move(request: DavRequest, crossing: Crossing) -> Reply:
     if not found.is_folder:
         await _clear_for_file(request, there)
         await _move_file(request, found, target)
+        await keep_parent(request.engine, found.target, member_conditions(request))
         return Reply(201 if there is None else 204)
     _need_depth(request, "infinity")
     _check_folder_target(target)
     await _clear_for_folder(request, there)
     failures = await _move_folder(request, found, target)
+    await keep_parent(request.engine, found.target, member_conditions(request))
     return _tree_reply(201 if there is None else 204, target.bucket, failures)
 
 

@@ -1,13 +1,16 @@
 """The tree that WebDAV shows, over the engine's buckets and keys. All of it in the trio run.
 
 A bucket is a folder at the top. A folder is there when keys begin with its path and a slash; one
-that was made by hand is such a key itself, its *marker*, and stays when it is empty.
+that was made by hand is such a key itself, its *marker*, and stays when it is empty. One that is
+emptied through WebDAV gets a marker then (``keep_parent``).
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
+import msgspec
+import structlog
 import trio
 
 from dav.names import Target
@@ -22,6 +25,8 @@ from engine.types import (
     CopySource,
     DeleteItem,
 )
+
+log = structlog.get_logger()
 
 PAGE = 1000
 COPIES = 4
@@ -99,6 +104,24 @@ async def make_folder(
         check=lambda _: [],
         conditions=conditions,
     )
+
+
+async def keep_parent(engine: Engine, target: Target, conditions: Conditions) -> None:
+    """Let the folder that the target went from stay, if the target was the last that kept it there.
+
+    Desktops go on in a folder that they have just emptied. As in the mount, what fails here fails
+    nobody: the target is gone. ``conditions``: the locks that the client holds.
+    """
+    parent = target.parent
+    if not parent.path:
+        return
+    absent = msgspec.structs.replace(conditions, if_none_match=("*",))
+    try:
+        page = await engine.paths.page(parent.bucket, parent.folder_key, "", 1)
+        if not page.entries:
+            await make_folder(engine, parent, conditions=absent)
+    except EngineError as error:
+        log.info("dav.folder_not_kept", folder=parent.folder_key, error=str(error))
 
 
 class _Nothing:

@@ -139,6 +139,7 @@ class DavRules:
         if not tree.exists(path):
             return 404
         self._remove(path)
+        tree.keep_folder(parent_of(path))
         return 204
 
     def _remove(self, path: str) -> None:
@@ -190,6 +191,8 @@ class DavRules:
             tree.keys[to] = tree.keys[path]
             if move:
                 del tree.keys[path]
+        if move:
+            tree.keep_folder(parent_of(path))
         return 204 if there else 201
 
 

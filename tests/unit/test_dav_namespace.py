@@ -55,6 +55,52 @@ async def test_a_folder_that_only_its_members_make_is_one(tmp_path: Path) -> Non
         assert await keys(engine) == []
 
 
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("DELETE", "a/b/file"),
+        ("DELETE", "a/b/"),
+        ("MOVE", "a/b/file"),
+        ("MOVE", "a/b/"),
+    ],
+)
+async def test_a_folder_that_was_emptied_stays(tmp_path: Path, method: str, path: str) -> None:
+    async with engine_in(tmp_path) as engine, dav_door(engine) as door:
+        await door.made("/bucket/")
+        await put(engine, "bucket", "a/b/file", b"x")
+        headers = {"Destination": "/bucket/to"} if method == "MOVE" else {}
+        answer = await door.call(method, f"/bucket/{path}", **headers)
+        assert answer.status == (201 if method == "MOVE" else 204)
+        parent = path.rstrip("/").rpartition("/")[0] + "/"
+        assert (await door.call("PROPFIND", f"/bucket/{parent}", Depth="0")).status == 207
+        assert [key for key in await keys(engine) if not key.startswith("to")] == [parent]
+
+
+async def test_a_folder_stays_empty_under_its_lock(tmp_path: Path) -> None:
+    lockinfo = (
+        b'<D:lockinfo xmlns:D="DAV:"><D:lockscope><D:exclusive/></D:lockscope>'
+        b"<D:locktype><D:write/></D:locktype></D:lockinfo>"
+    )
+    async with engine_in(tmp_path) as engine, dav_door(engine) as door:
+        await door.made("/bucket/")
+        await put(engine, "bucket", "a/b/file", b"x")
+        token = (await door.call("LOCK", "/bucket/a/", lockinfo))["lock-token"]
+        holder = f"</bucket/a/> ({token})"
+        assert (await door.call("DELETE", "/bucket/a/b/file", If=holder)).status == 204
+        assert "a/b/" in await keys(engine)
+        assert "a/b/file" not in await keys(engine)
+
+
+async def test_a_bucket_and_what_s3_deletes_leave_no_folder(tmp_path: Path) -> None:
+    async with engine_in(tmp_path) as engine, dav_door(engine) as door:
+        await door.made("/bucket/", "/bucket/file")
+        assert await status(door, "DELETE", "/bucket/file") == 204
+        await put(engine, "bucket", "a/file", b"x")
+        await engine.delete("bucket", "a/file")
+        assert await keys(engine) == []
+        assert (await door.call("PROPFIND", "/bucket/a/", Depth="0")).status == 404
+
+
 async def test_a_tree_is_deleted_whole(tmp_path: Path) -> None:
     async with engine_in(tmp_path) as engine, dav_door(engine) as door:
         await door.made(*TREE, "/bucket/ab", "/bucket/b")
