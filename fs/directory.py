@@ -116,6 +116,8 @@ class KeySource:
         self._base = node.base
 
     async def page(self, after: str, last_more: bytes) -> Page:
+        # Before the keys are read: what is committed meanwhile is in one of the two, or in both.
+        unsaved = self._unsaved()
         found = await self._view.paths.page(self._bucket, self._prefix, after, PAGE)
         entries: list[Entry] = []
         plain = self._base == len(self._prefix)
@@ -143,20 +145,43 @@ class KeySource:
             name = encode(component, Mark.FILE if shadowed else Mark.NONE)
             stat = attributes.of_file(version)
             entries.append(Entry(name, Kind.FILE, found.bucket, key, 0, stat, version.data_id))
-        if found.next_after is None and self._view.unsaved:
-            entries += self._unsaved(found.bucket)
+        if unsaved:
+            entries += self._not_listed(unsaved, found, after)
         return Page(entries, found.next_after, last_more)
 
-    def _unsaved(self, bucket: BucketInfo) -> list[Entry]:
+    def _unsaved(self) -> list[tuple[Node, Stat]]:
         """Return the files here that this mount made and did not commit yet."""
-        unsaved = []
-        for node in self._view.unsaved:
-            component = node.key[self._base :]
-            here = node.bucket_id == bucket.bucket_id and node.key.startswith(self._prefix)
-            if here and "/" not in component and node.open_stat is not None:
-                name = encode(node.key[len(self._prefix) :])
-                unsaved.append(Entry(name, Kind.FILE, bucket, node.key, 0, node.open_stat, b""))
-        return unsaved
+        return [
+            (node, node.open_stat)
+            for node in self._view.unsaved
+            if node.open_stat is not None
+            and node.bucket == self._bucket
+            and node.key.startswith(self._prefix)
+            and "/" not in node.key[self._base :]
+        ]
+
+    def _not_listed(
+        self, unsaved: list[tuple[Node, Stat]], found: PathPage, after: str
+    ) -> list[Entry]:
+        """Return those that belong on this page by their keys and are not on it."""
+        last = found.next_after
+        listed = {entry.key for entry in found.entries}
+        return [
+            Entry(
+                encode(node.key[len(self._prefix) :]),
+                Kind.FILE,
+                found.bucket,
+                node.key,
+                0,
+                stat,
+                b"",
+            )
+            for node, stat in unsaved
+            if after < node.key
+            and (last is None or node.key <= last)
+            and node.key not in listed
+            and node.bucket_id == found.bucket.bucket_id
+        ]
 
     def _long(self, found: PathPage, entry: PathEntry, component: str) -> Entry | None:
         """Return the entry for a component that is, or may be, cut into pieces; None: it does
@@ -276,7 +301,8 @@ class Listing:
             node = table.find(
                 kind, bucket.name, bucket.bucket_id, key, base=base, version_id=version_id
             )
-            if kind is Kind.FILE and node.data_id != data_id:
+            # A file that was not committed when it was listed has no data id.
+            if kind is Kind.FILE and data_id and node.data_id != data_id:
                 node = view.show(node, data_id)
                 if node.data_id != data_id and node.open_stat is not None:
                     stat = node.open_stat
