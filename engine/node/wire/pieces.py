@@ -15,9 +15,10 @@ from engine.http.transport import FileBroken
 from engine.node.contract import NodeBusy, NodeError
 from engine.node.files import OpenFile
 
-PIECE_SIZE: Final = (1 << 20) + (64 << 10)
-"""Bytes that one thread hop writes or reads: a batch's share of a fragment, with block hashes."""
-_SMALL_SIZE: Final = 64 << 10
+PIECE_SIZE: Final = (2 << 20) + (64 << 10)
+"""Bytes that one thread hop writes: two batches' share of a fragment, with block hashes. Whole
+pages, so that each piece can be written past the page cache."""
+SMALL_SIZE: Final = 128 << 10
 
 
 class Piece:
@@ -51,7 +52,7 @@ class Pieces:
 
         Raises: NodeBusy: all are out.
         """
-        if size <= _SMALL_SIZE:
+        if size <= SMALL_SIZE:
             return self._take_small()
         if self._out >= self._out_max:
             raise NodeBusy("all buffers are in use")
@@ -67,7 +68,7 @@ class Pieces:
         return Piece(self, view)
 
     def _take_small(self) -> Piece:
-        view = self._small.pop() if self._small else memoryview(bytearray(_SMALL_SIZE))
+        view = self._small.pop() if self._small else memoryview(bytearray(SMALL_SIZE))
         return Piece(self, view)
 
     def _take_back(self, view: memoryview) -> None:

@@ -42,13 +42,20 @@ from engine.node.contract import (
     NodeRefused,
 )
 from engine.node.drive import Drive
+from engine.node.needle import PAGE
 from engine.node.span import find_span
 from engine.node.verify import verify_fragment
 from engine.node.wire import auth, messages
 from engine.node.wire.auth import Secret, Verifier
 from engine.node.wire.messages import ErrorReport, MemberHealth, Verdict
 from engine.node.wire.metrics import Metrics
-from engine.node.wire.pieces import PIECE_SIZE, Pieces, PieceStream, SpanStream
+from engine.node.wire.pieces import (
+    PIECE_SIZE,
+    SMALL_SIZE,
+    Pieces,
+    PieceStream,
+    SpanStream,
+)
 from engine.node.wire.shelf import Shelf, Slot
 
 _JSON: Final = ((b"Content-Type", b"application/json"),)
@@ -57,7 +64,7 @@ _BINARY: Final = ((b"Content-Type", b"application/octet-stream"),)
 _BUSY: Final = (*_JSON, (b"Retry-After", b"1"))
 _COPY_MAX: Final = 16 << 10
 """Answers up to so long are copied, so that no buffer waits until they are sent."""
-_SPAN_MIN: Final = 128 << 10
+_SPAN_MIN: Final = SMALL_SIZE
 """From here on a thread that sends a file costs less than copying."""
 _DOUBTFUL_MAX: Final = 1024
 _INLINE_MAX: Final = 1 << 20
@@ -75,7 +82,7 @@ class ServiceConfig:
     host: str = ""
     running_max: int = 1024
     """Requests at once; more are answered 503."""
-    buffers_size: int = 96 << 20
+    buffers_size: int = 128 << 20
     """Bytes of whole pieces; PUTs beyond that work with small ones, GETs are answered 503."""
     send_files: bool = True
     """Let the kernel send what is in volumes; past a ``Disk`` that is not the real one, it must
@@ -444,8 +451,9 @@ async def _read(
 
 def _finish(writer: BlockingWriter, content: memoryview) -> None:
     """In a thread: write the last bytes and make the fragment durable."""
-    if content:
-        writer.write([content])
+    # Whole pages apart from the rest, for they can be written past the page cache.
+    whole = len(content) // PAGE * PAGE
+    writer.write([part for part in (content[:whole], content[whole:]) if part])
     writer.commit()
 
 
