@@ -55,6 +55,10 @@ def print_secret(data: Path) -> None:
     """Print the cluster's secret; a store that is no cluster yet becomes one."""
 
     async def ask(engine: Engine) -> bytes:
+        meta = data / "meta"
+        if meta.is_dir():
+            # The secret is among the metadata.
+            meta.chmod(0o700)
         return await make_secret(engine.store.db)
 
     print(ask_store(data, ask).decode())

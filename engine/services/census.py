@@ -28,7 +28,7 @@ from engine.meta.kv import ReadTransaction, Transaction
 from engine.meta.records import FORMAT, ChunkRecord, decode_chunk, decode_session, encode
 from engine.node.contract import FragmentInfo, Node, NodeError
 from engine.services.progress import Progress, count_chunks, next_page
-from engine.services.repair import AT_RISK, queue_repair
+from engine.services.repair import AT_RISK, queue_repairs
 from engine.store import Store
 from engine.types import CensusStatus
 
@@ -186,6 +186,8 @@ class _Walk:
         self._counts = Counter(progress.record.counts)
         # A resumed walk lists again from where the last page of chunks ended.
         self._from = bytes(progress.record.cursor[1:])
+        self._bad: list[tuple[ChunkId, list[int], str]] = []
+        """Chunks of this page that are to be repaired."""
         self._listings: dict[NodeId, _Listing | None] = {}
         """None: the node could not be asked; it is not asked again in this walk."""
 
@@ -204,6 +206,10 @@ class _Walk:
         for node_id, sizes in found.items():
             # Of chunks on this page, which do not name them there.
             await self._examine_loose(node_id, [FragmentId(name) for name in sizes])
+        if self._bad:
+            # Before the cursor moves on: a census that is killed finds them again.
+            self._counts["queued"] += len(await queue_repairs(self._store, self._bad))
+            self._bad = []
         if page:
             record.done += len(page)
             record.cursor = keyspace.after(keyspace.chunk(page[-1][0]) + b"\xff")
@@ -286,11 +292,8 @@ class _Walk:
         counts["at risk"] += at_risk
         counts["unreadable"] += whole < chunk.data_blocks
         counts["sharing"] += self._store.pool.crowded(chunk.nodes)
-        if missing and not await queue_repair(
-            self._store, chunk_id, missing, AT_RISK if at_risk else "missing", log=False
-        ):
-            return
-        counts["queued"] += bool(missing)
+        if missing:
+            self._bad.append((chunk_id, missing, AT_RISK if at_risk else "missing"))
 
     async def _look_again(
         self, chunk_id: ChunkId, chunk: ChunkRecord, suspect: list[int], size: int
@@ -364,7 +367,7 @@ class _Walk:
         for event in events:
             log.info(event)
         if counts.get("queued"):
-            log.warning("fragments missing", chunks=counts["queued"], fragments=counts["missing"])
+            log.warning("fragments missing", fragments=counts["missing"], new=counts["queued"])
             store.wake_repair()
         elif counts.get("orphans"):
             store.wake_repair()

@@ -11,7 +11,7 @@ its chunk stays in the queue.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 
 import msgspec
 import structlog
@@ -81,58 +81,68 @@ class DamageLog:
 
 
 async def queue_repair(
-    store: Store, chunk_id: ChunkId, indexes: Collection[int], reason: str, *, log: bool = True
+    store: Store, chunk_id: ChunkId, indexes: Collection[int], reason: str
 ) -> bool:
-    """Put a chunk into the queue and count the damage, unless it is there already.
+    """Put a chunk into the queue and count the damage, unless it is there already; say so.
 
     Args:
         reason: ``missing``, ``damaged`` (every block is to be looked at) or ``AT_RISK``.
-        log: say where; False where there may be very many.
     """
-
-    async def body(tr: Transaction) -> list[NodeId]:
-        row = await tr.get(keyspace.chunk(chunk_id))
-        queued = await tr.get(keyspace.repair(chunk_id))
-        if row is None:
-            return []
-        if queued is not None:
-            before = decode_repair(queued)
-            if reason in (AT_RISK, "damaged") and before.reason == "missing":
-                record = msgspec.structs.replace(before, reason=reason)
-                tr.set(keyspace.repair(chunk_id), encode(record))
-            return []
-        nodes = decode_chunk(row).nodes
-        for index in indexes:
-            tr.add(keyspace.node_counter(nodes[index], "damaged"), 1)
-        record = RepairRecord(format=FORMAT, since_ms=store.clock(), reason=reason)
-        tr.set(keyspace.repair(chunk_id), encode(record))
-        return [nodes[index] for index in indexes]
-
-    found = await store.db.run(body)
-    if log:
-        for index, node_id in zip(indexes, found, strict=False):
-            structlog.get_logger().warning(
-                "damage found",
-                chunk=chunk_id.hex(),
-                fragment=index,
-                node=node_id.hex(),
-                kind=reason,
-            )
+    found = await queue_repairs(store, [(chunk_id, indexes, reason)])
+    for index, node_id in found:
+        structlog.get_logger().warning(
+            "damage found", chunk=chunk_id.hex(), fragment=index, node=node_id.hex(), kind=reason
+        )
     return bool(found)
 
 
-async def repair_queue(
-    store: Store, *, rate: Rate = NO_LIMIT, stop: Callable[[], bool] = lambda: False
-) -> int:
+async def queue_repairs(
+    store: Store, chunks: Sequence[tuple[ChunkId, Collection[int], str]]
+) -> list[tuple[int, NodeId]]:
+    """Put up to some hundred chunks into the queue at once; see ``queue_repair``.
+
+    Returns: index and node of each bad fragment of the chunks that were not there already.
+    """
+
+    async def body(tr: Transaction) -> list[tuple[int, NodeId]]:
+        found = []
+        for chunk_id, indexes, reason in chunks:
+            row = await tr.get(keyspace.chunk(chunk_id))
+            queued = await tr.get(keyspace.repair(chunk_id))
+            if row is None:
+                continue
+            if queued is not None:
+                before = decode_repair(queued)
+                if reason in (AT_RISK, "damaged") and before.reason == "missing":
+                    record = msgspec.structs.replace(before, reason=reason)
+                    tr.set(keyspace.repair(chunk_id), encode(record))
+                continue
+            nodes = decode_chunk(row).nodes
+            for index in indexes:
+                tr.add(keyspace.node_counter(nodes[index], "damaged"), 1)
+                found.append((index, nodes[index]))
+            record = RepairRecord(format=FORMAT, since_ms=store.clock(), reason=reason)
+            tr.set(keyspace.repair(chunk_id), encode(record))
+        return found
+
+    return await store.db.run(body)
+
+
+async def repair_queue(store: Store, *, rate: Rate = NO_LIMIT, since_ms: int = 0) -> int:
     """Work through the queue once; return how many fragments were made anew.
 
-    What is at risk comes first. ``stop`` is asked between pages of the queue.
+    What is at risk comes first.
+
+    Args:
+        since_ms: leave out what was queued before.
     """
     made = 0
     waiting = at_risk = 0
     async for _, row in scan_prefix(store.db, keyspace.REPAIR):
-        waiting += 1
-        at_risk += decode_repair(row).reason == AT_RISK
+        queued = decode_repair(row)
+        if queued.since_ms >= since_ms:
+            waiting += 1
+            at_risk += queued.reason == AT_RISK
     if not waiting:
         return 0
     progress = Progress.begin(store, "repair", "repair", total=waiting)
@@ -157,26 +167,33 @@ async def repair_queue(
             begin = keyspace.REPAIR
             while page := await _queue_page(store, begin):
                 chunks = [
-                    (chunk_id, reason)
-                    for chunk_id, reason in page
-                    if not at_risk or first == (reason == AT_RISK)
+                    (chunk_id, queued.reason)
+                    for chunk_id, queued in page
+                    if queued.since_ms >= since_ms
+                    and (not at_risk or first == (queued.reason == AT_RISK))
                 ]
                 await each(chunks, one, at_once=AT_ONCE)
                 await progress.save()
                 begin = keyspace.after(keyspace.repair(page[-1][0]))
-                if stop():
-                    break
     finally:
         with trio.CancelScope(shield=True, deadline=trio.current_time() + 5):
             await progress.end()
     return made
 
 
-async def _queue_page(store: Store, begin: bytes) -> list[tuple[ChunkId, str]]:
+async def count_queue(store: Store, since_ms: int = 0) -> int:
+    """Return how many chunks wait that were queued since then."""
+    count = 0
+    async for _, row in scan_prefix(store.db, keyspace.REPAIR):
+        count += decode_repair(row).since_ms >= since_ms
+    return count
+
+
+async def _queue_page(store: Store, begin: bytes) -> list[tuple[ChunkId, RepairRecord]]:
     async def body(tr: ReadTransaction) -> list[tuple[bytes, bytes]]:
         return await tr.get_range(begin, keyspace.after_prefix(keyspace.REPAIR), limit=PAGE)
 
-    return [(ChunkId(key[1:]), decode_repair(row).reason) for key, row in await store.db.read(body)]
+    return [(ChunkId(key[1:]), decode_repair(row)) for key, row in await store.db.read(body)]
 
 
 async def repair_chunk(

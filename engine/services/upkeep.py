@@ -15,13 +15,17 @@ from engine.meta.kv import Transaction
 from engine.services.census import Census
 from engine.services.progress import Rate
 from engine.services.rebalance import Rebalance
-from engine.services.repair import rebuild_nodes, repair_queue
+from engine.services.repair import count_queue, rebuild_nodes, repair_queue
 from engine.services.strays import delete_strays
 from engine.store import Store
 
 INTERVAL_S = 30.0
 SLICE_S = 2.0
 AGAIN_S = 1.0
+COMMIT_MS_MAX = 10_000
+"""An entry of the queue may be seen so long after the moment that it is dated."""
+PATIENCE_S = 600.0
+"""At most so long a queue of which nothing can be repaired is left alone."""
 
 
 class Upkeep:
@@ -33,6 +37,12 @@ class Upkeep:
         self._woken = trio.Event()
         self._urgent_at = float("-inf")
         """When the queue was last worked through, by trio's clock."""
+        self._tried_ms = 0
+        """When the queue was worked through last, whole or what was new in it."""
+        self._tried_generation = -1
+        """Of the pool, when all of the queue was tried last."""
+        self._try_all_at = float("-inf")
+        self._patience_s = interval_s
         self._missed = False
         """The last ``wait`` ended, and ``work`` did not begin since."""
         self._next_in = math.inf
@@ -80,8 +90,21 @@ class Upkeep:
         return trio.current_time() - self._urgent_at >= self._interval_s
 
     async def _urgent(self) -> None:
-        self._urgent_at = trio.current_time()
-        made = await repair_queue(self._store, rate=self._repair_rate)
+        now = self._urgent_at = trio.current_time()
+        generation = self._store.pool.generation
+        # What could not be repaired a moment ago is not tried again for each new entry.
+        again = generation != self._tried_generation or now >= self._try_all_at
+        since_ms = 0 if again else self._tried_ms - COMMIT_MS_MAX
+        self._tried_ms = self._store.clock()
+        made = await repair_queue(self._store, rate=self._repair_rate, since_ms=since_ms)
+        left = await count_queue(self._store, since_ms)
+        if again:
+            self._tried_generation = generation
+            grown = min(self._patience_s * 2, PATIENCE_S)
+            self._patience_s = grown if left and not made else self._interval_s
+            self._try_all_at = trio.current_time() + self._patience_s
+        elif left:
+            self._try_all_at = min(self._try_all_at, now + self._interval_s)
         made += await rebuild_nodes(self._store, rate=self._repair_rate)
         await delete_strays(self._store)
         if made:
