@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -20,11 +21,12 @@ from engine.node.contract import (
     NodeError,
     NodeFull,
 )
+from engine.node.disk import DiskSpace
 from engine.node.wire.messages import AdoptionRefused, DriveHealth
 from engine.node.wire.remote import RemoteNode
 from engine.node.wire.service import ServiceConfig
 from engine.node.wire.shelf import ShelfConfig
-from tests.support.disk import Fault, FaultDisk
+from tests.support.disk import Fault, FaultDisk, UnsyncedDisk
 from tests.support.drives import STORE, content, fragment
 from tests.support.logs import Logs
 from tests.support.members import MEMBER, ServedMember, node_id, serving_member
@@ -390,3 +392,67 @@ async def test_compaction_gives_space_back_when_asked(tmp_path: Path) -> None:
                 await trio.sleep(0.01)
         assert await load(node, 7, MIB) == content(7, MIB)
         nursery.cancel_scope.cancel()
+
+
+class HangingDisk(UnsyncedDisk):
+    """A real disk of which one folder's drive stops answering while ``hang`` is clear."""
+
+    def __init__(self, folder: str) -> None:
+        super().__init__()
+        self.answers = threading.Event()
+        self.answers.set()
+        self._folder = folder
+
+    def statvfs(self, path: str) -> DiskSpace:
+        if path.startswith(self._folder):
+            self.answers.wait()
+        return super().statvfs(path)
+
+
+async def test_a_drive_that_hangs_fails_alone_and_at_once_until_it_answers_again(
+    tmp_path: Path,
+) -> None:
+    config = ShelfConfig(
+        volume_size=64 * MIB, reserve=0, look_s=0.01, hung_s=2.0, threads=2, queue=2
+    )
+    disk = HangingDisk(str(tmp_path / "m" / "drive1"))
+    async with (
+        serving_member(tmp_path / "m", drives=2, disk=disk, shelf_config=config) as member,
+        trio.open_nursery() as nursery,
+    ):
+        try:
+            nursery.start_soon(member.shelf.watch)
+            await store(member.node(1), 1, b"kept")
+            disk.answers.clear()
+            failed = await drives_when(member, 1, "failed")
+            assert "has not answered" in failed.reason
+            with pytest.raises(NodeDown, match="hangs"):
+                await member.node(1).open_writer(fragment(2), 10)
+            await store(member.node(2), 2, b"works")
+        finally:
+            disk.answers.set()
+        await drives_when(member, 1, "up")
+        assert await load(member.node(1), 1, 4) == b"kept"
+        nursery.cancel_scope.cancel()
+
+
+async def test_more_calls_than_may_wait_for_a_drive_are_refused_as_busy(tmp_path: Path) -> None:
+    config = ShelfConfig(volume_size=64 * MIB, reserve=0, threads=1, queue=1)
+    disk = HangingDisk(str(tmp_path / "m" / "drive1"))
+    async with serving_member(tmp_path / "m", disk=disk, shelf_config=config) as member:
+        busy = 0
+
+        async def ask() -> None:
+            nonlocal busy
+            try:
+                await member.node().space()
+            except NodeBusy:
+                busy += 1
+                disk.answers.set()
+
+        disk.answers.clear()
+        async with trio.open_nursery() as nursery:
+            for _ in range(5):
+                nursery.start_soon(ask)
+        assert busy > 0
+        assert (await member.node().space()).fragments == 0
