@@ -69,15 +69,22 @@ async def _multipart(engine: Engine, call: Call) -> None:
     )
 
 
-async def get(engine: Engine, key: str) -> tuple[str, bytes] | None:
+async def get(engine: Engine, key: str, *, pause_s: float = 0.0) -> tuple[str, bytes] | None:
+    """Return ETag and bytes; ``pause_s`` is how long the reader takes over each buffer."""
     try:
         async with await engine.open(BUCKET, key) as opened:
+            if pause_s:
+                await trio.sleep(pause_s)
             stream = await opened.stream(0, opened.info.size)
+            pieces = []
             try:
-                data = b"".join([bytes(buffer) async for buffer in stream])
+                async for buffer in stream:
+                    pieces.append(bytes(buffer))
+                    if pause_s:
+                        await trio.sleep(pause_s)
             finally:
                 await stream.aclose()
-            return opened.info.etag, data
+            return opened.info.etag, b"".join(pieces)
     except NoSuchKey:
         return None
 
@@ -119,7 +126,7 @@ class Clients:
         for _ in range(count):
             await trio.sleep(self._chance.random() * pause_s)
             call = workload.next()
-            living = sorted(self._gateways)
+            living = [name for name in sorted(self._gateways) if not self._gateways[name].crashed]
             if not living:
                 continue
             gateway = self._gateways[self._chance.choice(living)]
@@ -165,7 +172,8 @@ class Clients:
             case "list":
                 return await listing(engine, call.key)
             case _:
-                return await get(engine, call.key)
+                pause_s = self._chance.choice((0.0, 0.0, 0.0, 0.3, 4.0))
+                return await get(engine, call.key, pause_s=pause_s)
 
     def record(
         self,

@@ -10,25 +10,24 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import trio
 
 from tests.support.simulation_gateway import Gateway
-from tests.support.simulation_machine import Machine
+from tests.support.simulation_machine import Countdown, Machine
 from tests.support.simulation_network import Network
 
 Kind = Literal[
-    "kill", "power", "replace", "rot", "full", "slow", "cut", "cut to", "cut from", "loss",
-    "crash gateway", "stop gateway", "clock", "metadata gone", "answers lost",
+    "kill", "power", "power all", "replace", "rot", "full", "slow", "cut", "cut to", "cut from",
+    "loss", "crash gateway", "stop gateway", "clock", "metadata gone", "answers lost",
 ]  # fmt: skip
-WEIGHTS: dict[Kind, int] = {
-    "kill": 4, "power": 4, "replace": 3, "rot": 4, "full": 2, "slow": 3, "cut": 3, "cut to": 2,
-    "cut from": 3, "loss": 3, "crash gateway": 3, "stop gateway": 5, "clock": 2,
-    "metadata gone": 2, "answers lost": 2,
-}  # fmt: skip
+KINDS: tuple[Kind, ...] = get_args(Kind)
 DESTRUCTIVE = ("replace", "rot")
+OF_ALL = ("power all", "loss")
 OF_GATEWAYS = ("crash gateway", "stop gateway", "clock", "metadata gone", "answers lost")
+CALLS_MAX = 40
+"""Crashes and stops happen at one of the next so many calls: then, something is under way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +46,12 @@ class Fault:
 def plan(chance: random.Random, machines: Sequence[str], *, length_s: float) -> list[Fault]:
     """Return the faults of one epoch, in order of time."""
     victim = chance.choice(machines)
+    # Few kinds at once, so that each gets its turn in force (Groce et al., "Swarm testing", 2012).
+    kinds = chance.sample(KINDS, chance.randint(1, 5))
     faults = []
-    for kind in chance.choices([*WEIGHTS], [*WEIGHTS.values()], k=chance.randint(0, 7)):
+    for kind in chance.choices(kinds, k=chance.choice((0, 2, 5, 10))):
         target = victim if kind in DESTRUCTIVE else chance.choice(machines)
-        if kind in OF_GATEWAYS or kind == "loss":
+        if kind in OF_GATEWAYS or kind in OF_ALL:
             target = ""
         # Now and then longer than any patience: lost, session expired.
         for_s = chance.choice([0.05, 0.5, 2.0, 6.0, 15.0]) * (0.5 + chance.random())
@@ -88,9 +89,12 @@ class Faults:
     async def _suffer(self, fault: Fault) -> None:
         self._say(f"fault: {fault}")
         if fault.kind in OF_GATEWAYS:
-            living = [self._gateways[name] for name in sorted(self._gateways)]
+            known = [self._gateways[name] for name in sorted(self._gateways)]
+            living = [gateway for gateway in known if not gateway.crashed]
             if living:
                 await self._suffer_gateway(fault, self._chance.choice(living))
+        elif fault.kind == "power all":
+            await self._lose_all_power(fault)
         elif fault.kind == "loss":
             self._network.loss += 0.1
             await trio.sleep(fault.for_s)
@@ -106,11 +110,25 @@ class Faults:
             count = machine.shelf.rot(self._chance, self._chance.random())
             self._say(f"{machine.name}: {count} fragments spoilt")
             return
+        await self._at_a_call(machine.calls)
         machine.crash(power=fault.kind == "power")
         if fault.kind == "replace":
             machine.replace_drive()
         await trio.sleep(fault.for_s)
         machine.restart()
+
+    async def _at_a_call(self, calls: Countdown) -> None:
+        with trio.move_on_after(1.0):
+            await calls.wait(self._chance.randrange(CALLS_MAX))
+
+    async def _lose_all_power(self, fault: Fault) -> None:
+        machines = [self._machines[name] for name in sorted(self._machines)]
+        await self._at_a_call(self._chance.choice(machines).calls)
+        for machine in machines:
+            machine.crash(power=True)
+        await trio.sleep(fault.for_s)
+        for machine in machines:
+            machine.restart()
 
     async def _suffer_for_a_while(self, fault: Fault, machine: Machine) -> None:
         match fault.kind:
@@ -141,10 +159,12 @@ class Faults:
         self._say(f"{gateway.name}: {fault.kind}")
         match fault.kind:
             case "crash gateway":
+                await self._at_a_call(gateway.calls)
                 gateway.crash()
                 await trio.sleep(fault.for_s)
                 self._start_gateway()
             case "stop gateway":
+                await self._at_a_call(gateway.calls)
                 gateway.stop()
                 await trio.sleep(fault.for_s)
                 gateway.resume()

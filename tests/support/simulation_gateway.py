@@ -19,6 +19,7 @@ from unittest.mock import patch
 import msgspec
 import trio
 
+import engine.meta.memory
 import engine.opening
 from engine.config import Profile, StoreConfig
 from engine.data.context import first_error
@@ -32,7 +33,7 @@ from engine.opening import open_engine
 from engine.services import leases
 from engine.services.upkeep import Upkeep
 from tests.support.engine import START_MS
-from tests.support.simulation_machine import STORE_ID, Machine
+from tests.support.simulation_machine import STORE_ID, Countdown, Machine
 from tests.support.simulation_network import Network, RemoteMember
 
 T = TypeVar("T")
@@ -72,13 +73,13 @@ def simulated_config(profile: Profile, name: str) -> StoreConfig:
         replicated_max=100,
         memory=1 << 20,
         services=True,
-        heartbeat_s=1.0,
+        heartbeat_s=1.5,
         suspect_s=2.5,
         down_s=5.0,
         lost_s=10.0,
         straggler_s=0.5,
         scrub_period_s=12.0,
-        census_period_s=10.0,
+        census_period_s=20.0,
     )
 
 
@@ -120,7 +121,7 @@ class GatewayDatabase:
             raise Unavailable("the metadata store does not answer")
 
     async def _wander(self) -> None:
-        if self._chance.random() < 0.2:
+        if self._chance.random() < 0.1:
             await trio.sleep(self._chance.random() * 0.01)
         await self._gateway.gate()
 
@@ -160,6 +161,7 @@ class Gateway:
         """Its requests."""
         self.db = GatewayDatabase(self, inner, random.Random(f"db {seed}"))
         self.chance = random.Random(f"ids {seed}")
+        self.calls = Countdown()
         self._running = trio.Event()
         self._running.set()
 
@@ -169,13 +171,15 @@ class Gateway:
 
     async def gate(self) -> None:
         """Wait while the process is stopped. Raises NodeDown, Unavailable once it has crashed."""
+        self.calls.passed()
         while not self._running.is_set():
             await self._running.wait()
         if self.crashed:
             raise GatewayGone
 
     def stop(self) -> None:
-        self._running = trio.Event()
+        if self._running.is_set():
+            self._running = trio.Event()
 
     def resume(self) -> None:
         self._running.set()
@@ -224,11 +228,25 @@ class Gateways:
             stack.enter_context(patch.object(engine.opening, "open_metadata", open_metadata))
             stack.enter_context(patch.object(engine.opening, "find_identity", find_identity))
             stack.enter_context(patch.object(engine.opening, "time", clock))
+            stack.enter_context(patch.object(engine.meta.memory, "trio", self._slow_trio()))
             upkeep = partial(Upkeep, interval_s=UPKEEP_S)
             stack.enter_context(patch.object(engine.opening, "Upkeep", upkeep))
             stack.enter_context(patch.object(leases, "LEASE_S", LEASE_S))
             stack.enter_context(patch.dict(leases.acquire.__kwdefaults__, lease_s=LEASE_S))
             yield
+
+    def _slow_trio(self) -> SimpleNamespace:
+        """Return what the metadata twin uses of trio. Between the reads of a transaction and its
+        commit it lets others run; here, at times, for as long as a real commit takes."""
+        chance = random.Random(f"commits {self._seed}")
+
+        async def checkpoint() -> None:
+            if chance.random() < 0.25:
+                await trio.sleep(0.001)
+            else:
+                await trio.lowlevel.checkpoint()
+
+        return SimpleNamespace(Event=trio.Event, lowlevel=SimpleNamespace(checkpoint=checkpoint))
 
     @asynccontextmanager
     async def open(self, name: str, *, services: bool = True) -> AsyncIterator[Gateway]:

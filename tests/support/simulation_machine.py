@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 
+import trio
+
 from engine.ids import FragmentId, MemberId, NodeId
 from engine.node.contract import (
     Blocking,
@@ -127,6 +129,27 @@ class ShelfWriter:
         self._open = False
 
 
+class Countdown:
+    """Lets a fault wait for one of the next calls, whatever the time."""
+
+    def __init__(self) -> None:
+        self._waiting: list[tuple[int, trio.Event]] = []
+        self._count = 0
+
+    async def wait(self, calls: int) -> None:
+        event = trio.Event()
+        self._waiting.append((self._count + calls, event))
+        await event.wait()
+
+    def passed(self) -> None:
+        self._count += 1
+        if self._waiting:
+            for at, event in self._waiting:
+                if at <= self._count:
+                    event.set()
+            self._waiting = [item for item in self._waiting if item[0] > self._count]
+
+
 class Machine:
     """A member with one drive, thus one node. While it is down every call fails; what was under way
     is lost."""
@@ -144,6 +167,7 @@ class Machine:
         """What each call takes longer."""
         self.formatted = True
         self.drive_number = 1
+        self.calls = Countdown()
         self._chance = chance
 
     @property
