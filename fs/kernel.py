@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import select
@@ -12,7 +13,8 @@ import pyfuse3
 import structlog
 
 READ_AHEAD_KB = 4096
-CONNECTIONS = Path("/sys/fs/fuse/connections")
+_MNT_FORCE = 1
+_UMOUNT_NOFOLLOW = 8
 
 
 def device_of(target: Path) -> str:
@@ -42,19 +44,26 @@ def raise_read_ahead(target: Path, log: structlog.typing.FilteringBoundLogger) -
         log.info("kernel read-ahead stays as it is", error=error.strerror)
 
 
-def abort(device: str) -> None:
+def abort(target: Path) -> None:
     """Let every request of the kernel, running or to come, fail: whoever waits is set free.
 
-    Raises: OSError: not permitted, or there is no such file system.
-    Source: Documentation/filesystems/fuse.rst, "Aborting a filesystem connection".
+    What is mounted stays so, unless nobody uses it. Raises: OSError: not permitted (only root is),
+    or nothing is mounted there.
+    Source: umount(2), MNT_FORCE; Linux, ``fs/fuse/inode.c``, ``fuse_umount_begin``. The other way,
+    /sys/fs/fuse/connections, is not mounted in most containers.
     """
-    (CONNECTIONS / device.rpartition(":")[2] / "abort").write_text("1\n", encoding="ascii")
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.umount2(os.fsencode(target), _MNT_FORCE | _UMOUNT_NOFOLLOW):
+        number = ctypes.get_errno()
+        if number != errno.EBUSY:
+            raise OSError(number, os.strerror(number))
 
 
 def surely_readable(
-    wait: Callable[[], Awaitable[bool]], descriptor: int
+    wait: Callable[[], Awaitable[bool]], descriptor: int, gone: Callable[[], None]
 ) -> Callable[[], Awaitable[bool]]:
-    """Return ``wait`` so that it says True only while there is something to read.
+    """Return ``wait`` so that it says True only while there is something to read; ``gone`` is
+    called when the connection is over, which may be long before its last request ends.
 
     A request that the kernel has announced vanishes when its caller is interrupted, and the
     announcement of an interrupt when the request is answered first; both happen between the
@@ -66,14 +75,16 @@ def surely_readable(
 
     async def wait_surely() -> bool:
         while await wait():
-            if poll.poll(0):
+            for _, events in poll.poll(0):
+                if events & ~select.POLLIN:
+                    gone()
                 return True
         return False
 
     return wait_surely
 
 
-def read_without_blocking() -> None:
+def read_without_blocking(gone: Callable[[], None]) -> None:
     """Call between ``pyfuse3.init`` and ``pyfuse3.main``.
 
     pyfuse3 looks its function up by name each time. Should a later version not have it, the
@@ -82,7 +93,7 @@ def read_without_blocking() -> None:
     wait = getattr(pyfuse3, "_wait_fuse_readable", None)
     descriptor = _descriptor()
     if wait is not None and descriptor is not None:
-        pyfuse3._wait_fuse_readable = surely_readable(wait, descriptor)  # type: ignore[attr-defined]
+        pyfuse3._wait_fuse_readable = surely_readable(wait, descriptor, gone)  # type: ignore[attr-defined]
 
 
 def _descriptor() -> int | None:

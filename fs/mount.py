@@ -14,6 +14,7 @@ import stat
 import subprocess
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
@@ -26,7 +27,7 @@ from engine.errors import ConfigError, NoSuchBucket
 from fs.cache_folder import CacheFolder
 from fs.disk_cache import DiskCache
 from fs.invalidation import Invalidation
-from fs.kernel import abort, device_of, raise_read_ahead, read_without_blocking
+from fs.kernel import abort, raise_read_ahead, read_without_blocking
 from fs.metrics import MountMetrics
 from fs.operations import Operations
 from fs.options import MountOptions
@@ -130,7 +131,7 @@ async def run_mount(
             "--allow-other, user_allow_other in /etc/fuse.conf, is needed)"
         ) from error
     try:
-        read_without_blocking()
+        read_without_blocking(partial(_kernel_is_gone, stop, log))
         services = operations.services + ([] if metrics is None else [metrics.keep_up])
         await _serve(view, operations, guard, services, stop=stop, ready=ready)
     finally:
@@ -179,7 +180,6 @@ async def _serve(
     stop: trio.Event,
     ready: Callable[[], None],
 ) -> None:
-    device = device_of(view.options.target)
     async with trio.open_nursery() as nursery:
         operations.start_writing(_staging_folder(view), nursery)
         # In nurseries of their own, to be ended one after the other.
@@ -198,8 +198,10 @@ async def _serve(
                     "stopping although requests still run", limit_s=STOP_S, running=guard.running
                 )
             pyfuse3.terminate()
+            if patience.cancelled_caught:
+                serving.cancel_scope.cancel()
             if not background.ended.is_set():
-                _set_free(view, device)
+                _set_free(view)
         commit_until = max(commit_until, trio.current_time() + COMMIT_S_MIN)
         with trio.move_on_at(commit_until, shield=True) as patience:
             await operations.aclose()
@@ -208,10 +210,10 @@ async def _serve(
         nursery.cancel_scope.cancel()
 
 
-def _set_free(view: View, device: str) -> None:
+def _set_free(view: View) -> None:
     """A thread waits in the kernel for a request that nobody answers any more."""
     try:
-        abort(device)
+        abort(view.options.target)
     except OSError as error:
         view.log.warning("connection to the kernel not aborted", error=error.strerror)
 
@@ -232,9 +234,13 @@ def _staging_folder(view: View) -> Path:
 async def _serve_kernel(stop: trio.Event, log: structlog.typing.FilteringBoundLogger) -> None:
     try:
         await pyfuse3.main(max_tasks=TASKS_MAX)
-        if not stop.is_set():
-            log.info("unmounted by somebody else")
     finally:
+        _kernel_is_gone(stop, log)
+
+
+def _kernel_is_gone(stop: trio.Event, log: structlog.typing.FilteringBoundLogger) -> None:
+    if not stop.is_set():
+        log.info("unmounted by somebody else")
         stop.set()
 
 

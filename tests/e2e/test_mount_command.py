@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.rows import write_rows
+from fs.kernel import abort
 from tests.support.clients import s3_client
-from tests.support.mounts import mounted, run
+from tests.support.mounts import Mount, mounted, run
 from tests.support.server import LODE, ROOT, clean_environment, lode, serving
 
 STOP_S = 30.0
@@ -224,6 +225,41 @@ def test_the_server_goes_on_without_a_mount_that_somebody_unmounts(
         assert not [worker for worker in server.workers if has_fuse(worker)]
         assert not os.path.ismount(target)
         assert server.stop() == 0
+
+
+def test_a_request_that_never_ends_does_not_keep_the_mount_from_ending(
+    store: Path, tmp_path: Path
+) -> None:
+    with stuck_reader(store, tmp_path / "mnt") as (mount, reader):
+        assert mount.stop() == 0
+        assert reader.wait(STOP_S) != 0
+        (said,) = [entry for entry in mount.troubles if "still run" in entry["event"]]
+        assert said["running"] == {"open": 1}
+    assert not os.path.ismount(tmp_path / "mnt")
+
+
+def test_who_waits_in_the_kernel_is_set_free(store: Path, tmp_path: Path) -> None:
+    with stuck_reader(store, tmp_path / "mnt") as (mount, reader):
+        abort(mount.path)
+        assert reader.wait(STOP_S) != 0
+        assert mount.process.wait(STOP_S) == 0
+    with pytest.raises(OSError, match="Invalid"):
+        abort(tmp_path / "mnt")
+
+
+@contextmanager
+def stuck_reader(store: Path, path: Path) -> Iterator[tuple[Mount, subprocess.Popen[bytes]]]:
+    """Mount, and let a program wait in the kernel for an answer that never comes."""
+    with mounted(store, path, stuck=True) as mount:
+        reader = subprocess.Popen(["cat", path / "c"], stderr=subprocess.DEVNULL)
+        try:
+            deadline = time.monotonic() + STOP_S
+            while not [entry for entry in mount.log if entry["event"] == "stuck"]:
+                assert time.monotonic() < deadline
+            yield mount, reader
+        finally:
+            reader.kill()
+            reader.wait()
 
 
 def test_fstab_helper_translates_options(store: Path, target: Path) -> None:

@@ -17,12 +17,18 @@ import structlog
 import trio
 
 import fs.mount
+import fs.reading
 from engine.config import StoreConfig
 from engine.errors import BucketExists
 from engine.opening import open_engine, prepare_store
 from fs.mount import run_mount
 from fs.options import MountOptions
 from tests.support.slow_nodes import SlowNode, slow_down
+
+
+async def wait_forever(*_: object) -> Any:
+    structlog.get_logger().info("stuck")
+    await trio.sleep_forever()
 
 
 async def main(wanted: dict[str, Any]) -> None:
@@ -36,6 +42,9 @@ async def main(wanted: dict[str, Any]) -> None:
     if wanted.pop("far", False):
         # Where the nodes are is all that the cache asks about them.
         fs.mount.has_remote_node = lambda engine: True
+    if wanted.pop("stuck", False):
+        fs.mount.STOP_S = 1.0
+        fs.reading.Reading.open = wait_forever
     options = MountOptions(**wanted)
     await prepare_store(config)
     stop = trio.Event()

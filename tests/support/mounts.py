@@ -54,8 +54,8 @@ class Mount:
 @contextmanager
 def mounted(data: Path, path: Path, *, bucket: str = "bucket", **options: Any) -> Iterator[Mount]:
     """Mount a bucket of the store in ``data``, both made if need be; ``options`` are fields of
-    ``MountOptions``, or ``full``: the drives have no room left, or ``far``: as if they were those
-    of another machine."""
+    ``MountOptions``, or ``full``: the drives have no room left, ``far``: as if they were those of
+    another machine, or ``stuck``: no file is ever opened."""
     with suppress(FileExistsError):
         path.mkdir()  # a dead mount is there, but neither a file nor a folder
     data.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,25 @@ import pyfuse3
 from fs.kernel import read_without_blocking, surely_readable
 
 
+def never() -> None:
+    raise AssertionError("the connection is there")
+
+
+async def test_the_end_of_the_connection_is_noticed_at_once() -> None:
+    receive, send = os.pipe()
+    os.close(send)
+    gone: list[bool] = []
+
+    async def wait() -> bool:
+        return True
+
+    try:
+        assert await surely_readable(wait, receive, lambda: gone.append(True))()
+        assert gone == [True]
+    finally:
+        os.close(receive)
+
+
 async def test_an_announcement_with_nothing_behind_it_is_waited_out() -> None:
     """A read after it would block the process: what was announced is gone."""
     receive, send = os.pipe()
@@ -22,9 +41,9 @@ async def test_an_announcement_with_nothing_behind_it_is_waited_out() -> None:
         return True
 
     try:
-        assert await surely_readable(wait, receive)()
+        assert await surely_readable(wait, receive, never)()
         assert announced == 3
-        assert await surely_readable(wait, receive)()
+        assert await surely_readable(wait, receive, never)()
         assert announced == 4
     finally:
         os.close(receive)
@@ -39,7 +58,7 @@ async def test_the_end_is_the_end_whatever_there_is_to_read() -> None:
         return False
 
     try:
-        assert not await surely_readable(wait, receive)()
+        assert not await surely_readable(wait, receive, never)()
     finally:
         os.close(receive)
         os.close(send)
@@ -47,4 +66,4 @@ async def test_the_end_is_the_end_whatever_there_is_to_read() -> None:
 
 def test_pyfuse3_still_has_the_function_that_is_replaced() -> None:
     assert callable(pyfuse3._wait_fuse_readable)  # type: ignore[attr-defined]
-    read_without_blocking()  # nothing is mounted by this process: nothing happens
+    read_without_blocking(never)  # nothing is mounted by this process: nothing happens
