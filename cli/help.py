@@ -168,8 +168,11 @@ BUCKET_QUOTA = "\n\n".join(
 
 STATUS = "\n\n".join(
     (
-        "Show drives, space, damage found and repaired, and what waits for repair or collection.",
-        "Works beside a running server. A drive is up, missing, failed, rebuilding or full.",
+        "Show members, drives, space, damage found and repaired, what waits for repair or "
+        "collection, and running work with its rate and the time left.",
+        "Fragments are counted by a census, a proof as of its time; never guessed. Works beside a "
+        "running server. A drive is up, missing, failed, full, suspect (silent), down, lost (its "
+        "fragments are made anew elsewhere), rebuilding, draining or removed.",
     )
 )
 
