@@ -23,7 +23,7 @@ ASYNC_RULES := --isolated --select=ASYNC1,ASYNC2 --extend-ignore=ASYNC109,ASYNC1
 FDB_TESTS := tests/model/test_engine_model.py tests/model/test_engine_scripts.py \
 	tests/model/test_s3_model.py tests/model/test_dav_model.py tests/model/test_three_doors.py
 
-.PHONY: help run setup setup-dev test check format bench bench-mount soak lock clean
+.PHONY: help run setup setup-dev test test-cluster check format bench bench-mount soak lock clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -44,6 +44,9 @@ $(DEV_STAMP): $(SETUP_INPUTS) requirements-dev.lock
 
 test: $(DEV_STAMP)  ## Run the whole suite; ARGS go to pytest
 	@$(BIN)/pytest $(ARGS)
+
+test-cluster: $(DEV_STAMP)  ## Break a cluster of seven machines (network namespaces; as root)
+	@$(BIN)/pytest -m cluster tests/cluster $(ARGS)
 
 check: $(DEV_STAMP)  ## Format, lint, types and layering, without changing anything
 	$(BIN)/ruff format --check $(CODE)
