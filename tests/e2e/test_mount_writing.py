@@ -8,6 +8,7 @@ import mmap
 import os
 import random
 import signal
+import time
 from pathlib import Path
 from typing import TypeVar
 
@@ -348,6 +349,36 @@ def test_a_redirection_of_the_shell_makes_one_version(tmp_path: Path) -> None:
         return [(found.key, found.version.size) for found in versions]
 
     assert ask(data, question) == [("empty", 0), ("file", 6), ("file", 4)]
+
+
+def test_a_file_that_is_only_opened_is_committed_when_it_is_closed_for_good(tmp_path: Path) -> None:
+    """``touch file`` and ``: > file``; by ``fsync`` at once, and with ``O_EXCL`` by ``close``."""
+    data = tmp_path / "store"
+    prepare(data)
+    replace(data, "full", b"old")
+    with mounted(data, tmp_path / "mnt") as mount:
+        path = mount.path
+
+        def until(key: str, wanted: bytes) -> None:
+            deadline = time.monotonic() + 30
+            while content(data, key) != wanted:
+                assert time.monotonic() < deadline
+
+        run("touch", "made", cwd=path)
+        until("made", b"")
+        run("bash", "-c", ": > full", cwd=path)
+        until("full", b"")
+        replace(data, "full", b"old")
+        descriptor = os.open(path / "full", os.O_WRONLY | os.O_TRUNC)
+        second = os.dup(descriptor)
+        os.close(second)
+        assert content(data, "full") == b"old", "one of two descriptors is closed"
+        os.fsync(descriptor)
+        assert content(data, "full") == b""
+        os.close(descriptor)
+        os.close(os.open(path / "own", os.O_WRONLY | os.O_CREAT | os.O_EXCL))
+        assert content(data, "own") == b""
+        assert mount.troubles == []
 
 
 def test_overwriting_keeps_the_headers_and_drops_a_digest_of_the_old_bytes(tmp_path: Path) -> None:
