@@ -28,6 +28,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
@@ -143,6 +144,7 @@ class Authenticator(BaseMiddleware):
         return user, not self._nonces.use(fields["nonce"], fields["nc"])
 
 
+@lru_cache(maxsize=256)
 def is_loopback(address: str) -> bool:
     try:
         parsed = ipaddress.ip_address(address.partition("%")[0])

@@ -338,11 +338,15 @@ class DavGateway(cheroot_wsgi.Gateway_10):
         return self.req.status[:3] not in (b"204", b"304")
 
     def write(self, chunk: bytes | bytearray | memoryview) -> None:
-        self.req.ensure_headers_sent()
+        if not self.req.sent_headers:
+            if self.req.method != b"HEAD":
+                self.req.conn.wfile.hold()
+            self.req.ensure_headers_sent()
         if self.req.method == b"HEAD":
             return
         if self.remaining_bytes_out is not None:
             self.remaining_bytes_out -= len(chunk)
             if self.remaining_bytes_out < 0:
+                self.req.conn.wfile.release()
                 raise ConnectionAbortedError("more bytes than announced")
         self.req.write(chunk)

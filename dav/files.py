@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mimetypes
+from functools import lru_cache
 
 from dav.times import http_date
 from engine.meta.records import VersionRecord
@@ -32,6 +33,12 @@ def type_of(headers: Pairs, name: str) -> str:
 
 
 def guess_type(name: str) -> str:
+    # Only what is behind the dots matters, also where the name looks like a URL.
+    return _guess(".".join(["x", *name.rsplit(".", 2)[1:]]))
+
+
+@lru_cache(maxsize=1024)
+def _guess(name: str) -> str:
     kind, encoding = _TYPES.guess_type(name, strict=False)
     # A .tar.gz is a file of its own kind, not a tar in transit.
     return DEFAULT_TYPE if kind is None or encoding is not None else kind

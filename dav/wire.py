@@ -15,6 +15,7 @@ import time
 READ_SIZE = 64 * 1024
 TLS_STEP = 128 * 1024
 PLAIN_STEP = 4 << 20
+JOINED_MAX = 64 * 1024
 
 
 class SocketReader:
@@ -103,16 +104,36 @@ class SocketReader:
 
 
 class SocketWriter:
-    """The writing side: no buffer, each write goes out."""
+    """The writing side: each write goes out, but for one that is held to go with the next."""
 
     def __init__(self, sock: socket.socket, *, idle_s: float) -> None:
         self._socket = sock
         self._idle_s = idle_s
         self._step = TLS_STEP if isinstance(sock, ssl.SSLSocket) else PLAIN_STEP
+        self._held: bytes | None = None
         self.bytes_written = 0
+
+    def hold(self) -> None:
+        """Keep what is written next until something follows it, or ``release``."""
+        self._held = b""
+
+    def release(self) -> None:
+        """Send what was held."""
+        held, self._held = self._held, None
+        if held:
+            self.write(held)
 
     def write(self, data: bytes | bytearray | memoryview) -> int:
         """Send all of ``data``. Raises: TimeoutError when no byte moves, OSError."""
+        if self._held is not None:
+            if not self._held:
+                self._held = bytes(data)
+                return len(data)
+            if len(data) > JOINED_MAX:
+                self.release()
+            else:
+                # A head and its small body: one packet, and one wake-up of the client.
+                data, self._held = b"".join((self._held, data)), None
         rest = memoryview(data)
         self._socket.settimeout(self._idle_s)
         while rest:

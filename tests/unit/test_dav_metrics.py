@@ -79,7 +79,8 @@ async def test_what_was_cut_off_is_told_so(tmp_path: Path) -> None:
         await told.has(3)
         await in_thread(_leave_download, door)
         await told.has(4)
-    assert told.answers[2] in {("PUT", NO_ANSWER, "cut_off"), ("PUT", 400, "cut_off")}
+    # The answer may still find its way into the socket of a client that left.
+    assert told.answers[2][:2] in {("PUT", NO_ANSWER), ("PUT", 400)}
     assert told.answers[3] == ("GET", 200, "cut_off")
     assert told.bytes[2][0] == 100_000
     assert told.bytes[3][1] <= size
