@@ -23,7 +23,7 @@ ASYNC_RULES := --isolated --select=ASYNC1,ASYNC2 --extend-ignore=ASYNC109,ASYNC1
 FDB_TESTS := tests/model/test_engine_model.py tests/model/test_engine_scripts.py \
 	tests/model/test_s3_model.py tests/model/test_dav_model.py tests/model/test_three_doors.py
 
-.PHONY: help run setup setup-dev test test-cluster check format bench bench-mount soak lock clean
+.PHONY: help run setup setup-dev test test-cluster check format bench bench-dav bench-mount soak lock clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -64,6 +64,9 @@ bench: $(DEV_STAMP)  ## Measure against a bare server and nginx; prints a table,
 
 bench-mount: $(DEV_STAMP)  ## Measure the mount against rclone, s3fs and a file system that does nothing
 	@$(BIN)/python -m benchmarks.mount $(ARGS)
+
+bench-dav: $(DEV_STAMP)  ## Measure WebDAV beside wsgidav's provider, Apache and rclone
+	@$(BIN)/python -m benchmarks.dav $(ARGS)
 
 soak: $(DEV_STAMP)  ## Run the long tests that `make test` leaves out
 	@$(BIN)/pytest -m soak $(ARGS)

@@ -147,7 +147,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
     names = options.servers.split(",")
     plan = DavPlan()
     if options.quick:
-        plan = DavPlan(rounds=1, seconds=1, rclone_rounds=1)
+        plan = DavPlan(rounds=1, seconds=1)
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="lode-bench-", dir=options.folder) as name:
         folder = Path(name)
