@@ -212,6 +212,7 @@ class _Walk:
             self._bad = []
         if page:
             record.done += len(page)
+            record.settled = record.done
             record.cursor = keyspace.after(keyspace.chunk(page[-1][0]) + b"\xff")
         record.counts = dict(self._counts)
         await self.progress.save()

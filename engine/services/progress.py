@@ -50,6 +50,8 @@ class ProgressRecord(msgspec.Struct, array_like=True):
     """Key at which to go on."""
     ended: bool = False
     counts: dict[str, int] = {}
+    settled: int = 0
+    """As ``done``, at the cursor: where it goes on after a crash."""
     size: int = 0
     """Written (by repair and moves) or read (by scrub)."""
 
@@ -75,7 +77,12 @@ class Progress:
             return await tr.get(keyspace.work(name))
 
         row = await store.db.read(body)
-        return None if row is None else cls(store, name, _decode(row))
+        if row is None:
+            return None
+        record = _decode(row)
+        if not record.ended:
+            record.done = record.settled
+        return cls(store, name, record)
 
     @classmethod
     def begin(cls, store: Store, name: str, title: str, *, total: int) -> Progress:
@@ -124,9 +131,15 @@ async def next_page(
 
 
 async def walk_page(
-    store: Store, progress: Progress, visit: Visit, *, at_once: int, event: str
+    store: Store,
+    progress: Progress,
+    visit: Visit,
+    *,
+    at_once: int,
+    event: str,
+    stop: Callable[[], bool] = lambda: False,
 ) -> bool:
-    """Visit one page of chunks; return whether there may be more.
+    """Visit one page of chunks, or less when ``stop`` says so; return whether there may be more.
 
     A visit that fails is logged as ``event`` and counted as left.
     """
@@ -140,27 +153,45 @@ async def walk_page(
             structlog.get_logger().warning(
                 event, chunk=item[0].hex(), error=str(error) or type(error).__name__
             )
+        record.done += 1
+        await progress.save()
 
     page = await next_page(store.db, record.cursor)
-    await each(page, one, at_once=at_once)
-    if page:
-        record.done += len(page)
-        record.cursor = keyspace.after(keyspace.chunk(page[-1][0]))
-        await progress.save()
-    return len(page) == PAGE
+    taken = await each(page, one, at_once=at_once, stop=stop)
+    if taken:
+        record.cursor = keyspace.after(keyspace.chunk(page[taken - 1][0]))
+        record.settled = record.done
+    return taken < len(page) or len(page) == PAGE
 
 
-async def each(items: Iterable[T], work: Callable[[T], Awaitable[None]], *, at_once: int) -> None:
-    """Do ``work`` for each item, for up to ``at_once`` of them at the same time."""
+async def each(
+    items: Iterable[T],
+    work: Callable[[T], Awaitable[None]],
+    *,
+    at_once: int,
+    stop: Callable[[], bool] = lambda: False,
+) -> int:
+    """Do ``work`` for the items in their order, for up to ``at_once`` of them at the same time.
+
+    Returns: how many of the first items are done: all, unless ``stop`` said to begin no more.
+    """
     left = iter(items)
+    taken = 0
 
     async def take() -> None:
-        for item in left:
+        nonlocal taken
+        while not (taken and stop()):
+            try:
+                item = next(left)
+            except StopIteration:
+                return
+            taken += 1
             await work(item)
 
     async with trio.open_nursery() as nursery:
         for _ in range(at_once):
             nursery.start_soon(take)
+    return taken
 
 
 class Rate:

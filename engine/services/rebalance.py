@@ -90,8 +90,8 @@ class Rebalance:
             record.size += moved
             record.left += left
 
-        event = "chunk not moved"
-        while await walk_page(self._store, progress, visit, at_once=AT_ONCE, event=event):
+        store, event = self._store, "chunk not moved"
+        while await walk_page(store, progress, visit, at_once=AT_ONCE, event=event, stop=stop):
             if stop():
                 await progress.save(now=True)
                 return

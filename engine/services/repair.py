@@ -352,7 +352,7 @@ async def _rebuild_node(
         progress.record.size += size
 
     event = "fragment not rebuilt"
-    while await walk_page(store, progress, visit, at_once=AT_ONCE, event=event):
+    while await walk_page(store, progress, visit, at_once=AT_ONCE, event=event, stop=stop):
         if stop():
             await progress.save(now=True)
             return made

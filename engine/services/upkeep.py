@@ -105,7 +105,7 @@ class Upkeep:
             self._try_all_at = trio.current_time() + self._patience_s
         elif left:
             self._try_all_at = min(self._try_all_at, now + self._interval_s)
-        made += await rebuild_nodes(self._store, rate=self._repair_rate)
+        made += await rebuild_nodes(self._store, rate=self._repair_rate, stop=self.interrupted)
         await delete_strays(self._store)
         if made:
             await _ask_for_census(self._store)
