@@ -23,7 +23,7 @@ ASYNC_RULES := --isolated --select=ASYNC1,ASYNC2 --extend-ignore=ASYNC109,ASYNC1
 FDB_TESTS := tests/model/test_engine_model.py tests/model/test_engine_scripts.py \
 	tests/model/test_s3_model.py tests/model/test_dav_model.py tests/model/test_three_doors.py
 
-.PHONY: help run setup setup-dev test test-cluster check format bench bench-dav bench-mount soak lock clean
+.PHONY: help run setup setup-dev test test-cluster sim check format bench bench-dav bench-mount soak lock clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -47,6 +47,10 @@ test: $(DEV_STAMP)  ## Run the whole suite; ARGS go to pytest
 
 test-cluster: $(DEV_STAMP)  ## Break a cluster of seven machines (network namespaces; as root)
 	@$(BIN)/pytest -m cluster tests/cluster $(ARGS)
+
+SECONDS_OF_SIM ?= 300
+sim: $(DEV_STAMP)  ## Simulate lives of a cluster for minutes; SEED=123 runs one again, with its trace
+	@PYTHONHASHSEED=0 $(BIN)/python -m tests.simulation $(if $(SEED),$(SEED),--seconds $(SECONDS_OF_SIM) $(ARGS))
 
 check: $(DEV_STAMP)  ## Format, lint, types and layering, without changing anything
 	$(BIN)/ruff format --check $(CODE)

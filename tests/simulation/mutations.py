@@ -1,6 +1,6 @@
 """Bugs to put into the engine on purpose: a simulation that does not find them proves nothing.
 
-Each is a context manager that breaks one thing while it lasts. docs/decisions/0010-simulation.md
+Each is a context manager that breaks one thing while it lasts. docs/decisions/0011-simulation.md
 says how many seeds each took to be found.
 """
 

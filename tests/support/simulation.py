@@ -1,7 +1,7 @@
 """One simulated life of a cluster: machines, network, clocks, gateways and clients in one trio run.
 
 The engine, its services and its membership are the real ones; what is simulated is listed in
-docs/decisions/0010-simulation.md. An epoch is: clients work while faults happen; the faults end;
+docs/decisions/0011-simulation.md. An epoch is: clients work while faults happen; the faults end;
 the services heal; everything is looked at. In the end all is deleted, and nothing may be left.
 """
 

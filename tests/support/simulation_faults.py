@@ -23,7 +23,7 @@ Kind = Literal[
     "loss", "crash gateway", "stop gateway", "clock", "metadata gone", "answers lost",
 ]  # fmt: skip
 KINDS: tuple[Kind, ...] = get_args(Kind)
-DESTRUCTIVE = ("replace", "rot")
+DESTRUCTIVE: tuple[Kind, ...] = ("replace", "rot")
 OF_ALL = ("power all", "loss")
 OF_GATEWAYS = ("crash gateway", "stop gateway", "clock", "metadata gone", "answers lost")
 CALLS_MAX = 40
@@ -48,6 +48,8 @@ def plan(chance: random.Random, machines: Sequence[str], *, length_s: float) -> 
     victim = chance.choice(machines)
     # Few kinds at once, so that each gets its turn in force (Groce et al., "Swarm testing", 2012).
     kinds = chance.sample(KINDS, chance.randint(1, 5))
+    if chance.random() < 0.4:
+        kinds.append(chance.choice(DESTRUCTIVE))
     faults = []
     for kind in chance.choices(kinds, k=chance.choice((0, 2, 5, 10))):
         target = victim if kind in DESTRUCTIVE else chance.choice(machines)
@@ -109,6 +111,9 @@ class Faults:
         if fault.kind == "rot":
             count = machine.shelf.rot(self._chance, self._chance.random())
             self._say(f"{machine.name}: {count} fragments spoilt")
+            machine.shelf.rotting = 0.3
+            await trio.sleep(fault.for_s)
+            machine.shelf.rotting = 0.0
             return
         await self._at_a_call(machine.calls)
         machine.crash(power=fault.kind == "power")
@@ -117,9 +122,9 @@ class Faults:
         await trio.sleep(fault.for_s)
         machine.restart()
 
-    async def _at_a_call(self, calls: Countdown) -> None:
+    async def _at_a_call(self, calls: Countdown, calls_max: int = CALLS_MAX) -> None:
         with trio.move_on_after(1.0):
-            await calls.wait(self._chance.randrange(CALLS_MAX))
+            await calls.wait(self._chance.randrange(calls_max))
 
     async def _lose_all_power(self, fault: Fault) -> None:
         machines = [self._machines[name] for name in sorted(self._machines)]
@@ -164,7 +169,9 @@ class Faults:
                 await trio.sleep(fault.for_s)
                 self._start_gateway()
             case "stop gateway":
-                await self._at_a_call(gateway.calls)
+                await self._at_a_call(
+                    self._chance.choice((gateway.calls, gateway.db.commits)), calls_max=4
+                )
                 gateway.stop()
                 await trio.sleep(fault.for_s)
                 gateway.resume()

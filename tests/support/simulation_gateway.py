@@ -113,6 +113,8 @@ class GatewayDatabase:
         self.unreachable = False
         self.answers_lost = 0.0
         """How many commits are done without the gateway learning of it."""
+        self.commits = Countdown()
+        """Transactions of requests."""
 
     async def _enter(self) -> None:
         await self._gateway.gate()
@@ -130,6 +132,8 @@ class GatewayDatabase:
         return await self._inner.read(body)
 
     async def run(self, body: Callable[[Transaction], Awaitable[T]]) -> T:
+        if trio.lowlevel.current_task().parent_nursery is self._gateway.tasks:
+            self.commits.passed()
         await self._enter()
         await self._wander()
         result = await self._inner.run(body)
@@ -157,7 +161,7 @@ class Gateway:
         self.engine: Engine
         self.leave = trio.Event()
         """Set, it closes in order."""
-        self.tasks: trio.Nursery
+        self.tasks: trio.Nursery = None  # type: ignore[assignment]  # until the store is open
         """Its requests."""
         self.db = GatewayDatabase(self, inner, random.Random(f"db {seed}"))
         self.chance = random.Random(f"ids {seed}")

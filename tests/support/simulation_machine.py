@@ -26,11 +26,14 @@ STORE_ID = "simulated"
 class Shelf:
     """Fragments of one drive, those that are synced and those that are not; ``Blocking``."""
 
-    def __init__(self) -> None:
+    def __init__(self, chance: random.Random) -> None:
         self.synced: dict[FragmentId, bytearray] = {}
         self.unsynced: dict[FragmentId, bytearray | None] = {}
         """Written (or, None, deleted) since the last sync: lost in a power failure, or not."""
         self.full = False
+        self.rotting = 0.0
+        """How many reads spoil what they read, for good."""
+        self._chance = chance
 
     def sync(self) -> None:
         for fragment, content in self.unsynced.items():
@@ -75,6 +78,8 @@ class Shelf:
             raise FragmentMissing(fragment.hex())
         if offset + sum(map(len, buffers)) > len(content):
             raise FragmentDamaged(fragment.hex())
+        if self.rotting and self._chance.random() < self.rotting:
+            content[self._chance.randrange(offset, len(content))] ^= 1
         for buffer in buffers:
             buffer[:] = content[offset : offset + len(buffer)]
             offset += len(buffer)
@@ -160,7 +165,7 @@ class Machine:
         self.name = name
         self.node_id = node_id
         self.member_id = member_id
-        self.shelf = Shelf()
+        self.shelf = Shelf(chance)
         self.up = True
         self.incarnation = 0
         self.slow_s = 0.0
@@ -224,5 +229,5 @@ class Machine:
 
     def replace_drive(self) -> None:
         """Put an empty drive in; to be called while it is down."""
-        self.shelf = Shelf()
+        self.shelf = Shelf(self._chance)
         self.formatted = False
