@@ -75,10 +75,7 @@ def test_locks_hold_across_a_restart_of_the_server(tmp_path: Path, end: signal.S
             with contextlib.suppress(ProcessLookupError):
                 os.kill(worker, end)
     with serving(data, *OPTIONS, environment=KEYS) as server:
-        for path, key, token in (
-            ("/bucket/file", "file", of_file),
-            ("/bucket/folder/new", "folder/new", of_folder),
-        ):
+        for path, key in (("/bucket/file", "file"), ("/bucket/folder/new", "folder/new")):
             assert ask(server, "PUT", path, b"without")[0] == 423
             assert ask(server, "DELETE", path)[0] in (404, 423)
             s3_put_is_refused(server, "bucket", key)
@@ -92,6 +89,23 @@ def test_locks_hold_across_a_restart_of_the_server(tmp_path: Path, end: signal.S
             assert ask(server, "UNLOCK", path, Lock_Token=token)[0] == 204
         assert ask(server, "PUT", "/bucket/file", b"after")[0] == 204
         assert ask(server, "PUT", "/bucket/folder/new", b"after")[0] == 204
+
+
+def test_locks_hold_at_every_process_of_a_store(tmp_path: Path) -> None:
+    """``lode dav`` beside ``lode serve --dav``."""
+    data = tmp_path / "store"
+    beside = ("dav", "--listen")
+    with (
+        serving(data, *OPTIONS, environment=KEYS) as one,
+        serving(data, environment=KEYS, command=beside) as other,
+    ):
+        assert ask(one, "MKCOL", "/bucket/")[0] == 201
+        assert ask(one, "PUT", "/bucket/file", b"before")[0] == 201
+        token = lock(one, "/bucket/file", "0")
+        assert ask(other, "PUT", "/bucket/file", b"without")[0] == 423
+        assert ask(other, "PUT", "/bucket/file", b"with", If=f"({token})")[0] == 204
+        assert ask(other, "UNLOCK", "/bucket/file", Lock_Token=token)[0] == 204
+        assert ask(one, "PUT", "/bucket/file", b"after")[0] == 204
 
 
 def test_a_digest_login_goes_on_when_the_process_was_replaced(tmp_path: Path) -> None:
