@@ -237,6 +237,10 @@ class NodePool:
         ]
         return len(set(found)) < len(found)
 
+    def keeping(self) -> int:
+        """Return how many nodes are meant to keep fragments: neither leaving nor lost."""
+        return sum(not slot.leaving for slot in self._slots.values())
+
     def domains(self) -> int:
         """Return how many failure domains new fragments can be spread over."""
         found: set[tuple[str, ...]] = set()

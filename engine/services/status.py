@@ -82,10 +82,13 @@ def _members(rows: Rows) -> list[MemberStatus]:
 
 def _warnings(store: Store, drives: list[DriveStatus], census: CensusStatus | None) -> list[str]:
     width = store.profile.width
-    domains, known = store.pool.domains(), len(store.pool)
+    domains, keeping = store.pool.domains(), store.pool.keeping()
     warnings = []
-    if known < width:
-        warnings.append(f"{width} drives are needed to write by {store.profile}, there are {known}")
+    if keeping < width:
+        warnings.append(
+            f"{width} drives are needed to keep all fragments by {store.profile}, there are "
+            f"{keeping} that are not lost or leaving"
+        )
     elif domains < width:
         share = -(-width // max(domains, 1))
         warnings.append(

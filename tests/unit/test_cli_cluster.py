@@ -49,7 +49,7 @@ def test_a_new_cluster_has_no_drive_and_one_secret(
     assert printed(capsys, "cluster", "secret", "--data", store).strip() == secret
     shown = json.loads(printed(capsys, "status", "--data", store, "--json"))
     assert (shown["profile"], shown["drives"], shown["members"]) == ("2+1", [], [])
-    assert "3 drives are needed to write" in shown["warnings"][0]
+    assert "3 drives are needed to keep" in shown["warnings"][0]
 
 
 def test_a_cluster_takes_a_secret_that_is_given(
