@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 
 from tests.support.clients import MIB, s3_client
 from tests.support.daemons import Daemons, daemons
-from tests.support.server import lode
+from tests.support.server import lode, serving
 
 SIZES = [300, 40_000, 200_000, 700_000, 3 * MIB]
 
@@ -108,8 +109,6 @@ def test_a_dead_member_is_replaced_by_an_empty_machine(cluster: Daemons) -> None
 
 def test_drives_of_a_store_become_those_of_a_member(tmp_path: Path) -> None:
     """How one machine becomes a cluster: the same drives, behind a daemon."""
-    from tests.support.server import serving
-
     store, drives = tmp_path / "store", [str(tmp_path / f"d{number}") for number in (1, 2, 3)]
     with serving(store, "--workers", "1", "--profile", "2+1", "--drives", *drives) as server:
         s3 = s3_client(server)
@@ -140,4 +139,41 @@ def test_drives_of_a_store_become_those_of_a_member(tmp_path: Path) -> None:
         shown = json.loads(lode("status", "--data", str(store), "--json").stdout)
         assert {drive["member"] for drive in shown["drives"]} == {"m1"}
         assert json.loads(lode("fsck", "--data", str(store), "--json").stdout)["clean"]
+    shutil.rmtree(tmp_path)
+
+
+def test_gateway_and_members_show_each_other_certificates(tmp_path: Path) -> None:
+    authority, other = trustme.CA(), trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    other.cert_pem.write_to_path(tmp_path / "other.pem")
+    for name, issuer in (("member", authority), ("gateway", authority), ("stranger", other)):
+        issued = issuer.issue_cert("127.0.0.1")
+        issued.private_key_pem.write_to_path(tmp_path / f"{name}.key")
+        issued.cert_chain_pems[0].write_to_path(tmp_path / f"{name}.pem")
+
+    def shown(name: str) -> dict[str, str]:
+        return {
+            "LODE_MEMBER_CA": str(tmp_path / "ca.pem"),
+            "LODE_MEMBER_CERT": str(tmp_path / f"{name}.pem"),
+            "LODE_MEMBER_KEY": str(tmp_path / f"{name}.key"),
+        }
+
+    tls = (
+        *("--tls-cert", str(tmp_path / "member.pem"), "--tls-key", str(tmp_path / "member.key")),
+        *("--tls-ca", str(tmp_path / "ca.pem")),
+    )
+    with daemons(tmp_path, profile="1+0") as cluster:
+        address = cluster.start("m1", *tls).removeprefix("https://")
+        add = ("node", "add", address, "--data", str(cluster.store))
+        assert lode(*add).returncode == 1
+        assert lode(*add, environment=shown("stranger")).returncode == 1
+        added = lode(*add, environment=shown("gateway"))
+        assert added.returncode == 0, added.stderr
+        with serving(cluster.store, "--workers", "1", environment=shown("gateway")) as server:
+            s3 = s3_client(server)
+            s3.create_bucket(Bucket="box")
+            s3.put_object(Bucket="box", Key="key", Body=bytes(100_000))
+            assert s3.get_object(Bucket="box", Key="key")["Body"].read() == bytes(100_000)
+            s3.close()
+            assert server.stop() == 0
     shutil.rmtree(tmp_path)
