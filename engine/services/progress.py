@@ -13,6 +13,7 @@ import msgspec
 import structlog
 import trio
 
+from engine.data.context import first_error
 from engine.errors import EngineError
 from engine.ids import ChunkId
 from engine.meta import keyspace
@@ -174,6 +175,7 @@ async def each(
     """Do ``work`` for the items in their order, for up to ``at_once`` of them at the same time.
 
     Returns: how many of the first items are done: all, unless ``stop`` said to begin no more.
+    Raises: what ``work`` raises, bare, after the others were cancelled.
     """
     left = iter(items)
     taken = 0
@@ -188,9 +190,12 @@ async def each(
             taken += 1
             await work(item)
 
-    async with trio.open_nursery() as nursery:
-        for _ in range(at_once):
-            nursery.start_soon(take)
+    try:
+        async with trio.open_nursery() as nursery:
+            for _ in range(at_once):
+                nursery.start_soon(take)
+    except BaseExceptionGroup as errors:
+        raise first_error(errors) from None
     return taken
 
 
