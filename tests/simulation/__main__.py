@@ -19,7 +19,7 @@ from itertools import count, islice
 
 from tests.support.simulation import Outcome, simulate
 
-CHUNK = 8
+CHUNK = 4
 """Seeds that a process is given at once."""
 SEED_S_MAX = 60
 """A seed that takes longer goes round in circles."""
@@ -67,7 +67,7 @@ def run_many(
     with ProcessPoolExecutor(jobs) as pool:
         running: set[Future[list[Outcome]]] = set()
         while True:
-            while len(running) < 2 * jobs and time.monotonic() < until:
+            while len(running) <= jobs and time.monotonic() < until:
                 some = list(islice(source, CHUNK))
                 if not some:
                     break
@@ -80,7 +80,7 @@ def run_many(
 
 
 def show(outcome: Outcome, *, lines: int) -> None:
-    for line in outcome.trace[-lines:]:
+    for line in outcome.trace[max(0, len(outcome.trace) - lines) :]:
         print(line)
     for problem in outcome.problems:
         print(f"PROBLEM: {problem}")

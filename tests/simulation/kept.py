@@ -3,4 +3,5 @@ the same, since what they met was unusual once."""
 
 KEPT: dict[int, str] = {
     0: "gateways without the lease asked for it without a pause (Upkeep.wait)",
+    1090: "a walk whose progress could not be saved ended the gateway (progress.each)",
 }
