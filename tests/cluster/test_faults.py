@@ -11,9 +11,11 @@ import hashlib
 import itertools
 import os
 import random
+import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +24,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from tests.support.cluster import BUCKET, Cluster, Member, running_cluster
 from tests.support.history import Boto3Door, Door, History, run_clients
 from tests.support.netns import missing
+from tests.support.slow_link import slow_link
 
 pytestmark = [
     pytest.mark.cluster,
@@ -192,13 +195,68 @@ def test_bits_flip_in_a_volume(cluster: Cluster) -> None:
                         file.seek(at)
                         file.write(bytes([byte[0] ^ 0x40]))
         ledger.check()
-        cluster.wait_until("the scrub finds it", lambda: damage_found(cluster, member) > 0)
+        cluster.wait_until("the scrub finds it", lambda: drives_of(cluster, member, "damaged") > 0)
+        cluster.wait_until(
+            "all of it is repaired", lambda: cluster.fsck("--deep")["damaged_fragments"] == 0
+        )
     assert ledger.refused == []
 
 
-def damage_found(cluster: Cluster, member: Member) -> int:
+def drives_of(cluster: Cluster, member: Member, what: str) -> int:
+    """Add up a figure of the member's drives."""
     drives = cluster.status()["drives"]
-    return sum(drive["damaged"] for drive in drives if drive["member"] == member.name)
+    return sum(drive[what] for drive in drives if drive["member"] == member.name)
+
+
+def test_a_node_is_slow(cluster: Cluster) -> None:
+    member = cluster.members[5]
+    with slow_link(member.address, cluster.net.hub.address) as link:
+        cluster.lode("node", "add", link.address)
+        try:
+            with under_load(cluster) as ledger:
+                link.behave(delay_s=2.0)
+                ledger.put(8)
+                ledger.check()
+                link.behave(delay_s=0.0)
+            assert ledger.refused == []
+        finally:
+            cluster.add(member)
+
+
+def test_a_disk_fills_up(cluster: Cluster) -> None:
+    """On the way a member is added, gets its share, is drained and removed."""
+    member = cluster.new_member("small")
+    [drive] = member.drives
+    with tmpfs(drive, 48 << 20):
+        member.start()
+        try:
+            with under_load(cluster) as ledger:
+                cluster.lode("node", "add", member.address, "--weight", "1")
+                cluster.wait_until("it is full", lambda: _fill(cluster, ledger, member))
+                ledger.put(4)
+                ledger.check()
+                cluster.lode("node", "drain", member.name, "--wait")
+                assert drives_of(cluster, member, "fragments") == 0
+                cluster.lode("node", "remove", member.name)
+            assert ledger.refused == []
+        finally:
+            member.end()
+
+
+def _fill(cluster: Cluster, ledger: Ledger, member: Member) -> bool:
+    ledger.put(10)
+    states = [d["state"] for d in cluster.status()["drives"] if d["member"] == member.name]
+    return states == ["full"]
+
+
+@contextmanager
+def tmpfs(path: Path, size: int) -> Iterator[None]:
+    path.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", path], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", path], check=True)
 
 
 def test_all_are_restarted_at_once(cluster: Cluster) -> None:

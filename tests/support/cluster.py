@@ -233,6 +233,10 @@ class Cluster:
 
         self.wait_until("every fragment is there", whole)
 
+    def new_member(self, name: str, drives: int = 1) -> Member:
+        """Return a member on a new machine, not started."""
+        return Member(self.net.add(), self.folder / name, name, drives)
+
     def add(self, member: Member) -> None:
         self.lode("node", "add", member.address)
 
@@ -256,8 +260,7 @@ def running_cluster(
         (folder / "secret").write_text(cluster.lode("cluster", "secret").stdout)
         (folder / "secret").chmod(0o600)
         for number in range(1, members + 1):
-            name = f"m{number}"
-            member = Member(net.add(), folder / name, name, drives)
+            member = cluster.new_member(f"m{number}", drives)
             member.start(wait=False)
             cluster.members.append(member)
         for member in cluster.members:

@@ -70,10 +70,13 @@ class SlowLink:
 
 
 @contextmanager
-def slow_link(target: str) -> Iterator[SlowLink]:
-    """Lead a link to ``HOST:PORT``; well-behaved until it is told otherwise."""
+def slow_link(target: str, listen: str = "127.0.0.1") -> Iterator[SlowLink]:
+    """Lead a link to ``HOST:PORT``; well-behaved until it is told otherwise.
+
+    ``listen``: the address at which it is reached.
+    """
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.support.slow_link", target],
+        [sys.executable, "-m", "tests.support.slow_link", target, listen],
         cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -163,9 +166,9 @@ def _reset(stream: trio.SocketStream) -> None:
     stream.socket.close()
 
 
-async def _main(host: str, port: int) -> None:
+async def _main(host: str, port: int, listen: str) -> None:
     proxy = _Proxy(host, port)
-    [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    [listener] = await trio.open_tcp_listeners(0, host=listen)
     address = listener.socket.getsockname()
     print(f"{address[0]}:{address[1]}", flush=True)
     async with trio.open_nursery() as nursery:
@@ -185,4 +188,4 @@ async def _main(host: str, port: int) -> None:
 
 if __name__ == "__main__":
     _host, _, _port = sys.argv[1].rpartition(":")
-    trio.run(_main, _host, int(_port))
+    trio.run(_main, _host, int(_port), sys.argv[2])
