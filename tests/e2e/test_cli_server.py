@@ -186,7 +186,7 @@ def test_a_quota_holds_from_the_next_request_on(tmp_path: Path) -> None:
         s3.put_object(Bucket="box", Key="old", Body=b"x" * 600)
         shown = lode("bucket", "quota", "box", "--data", str(data))
         assert shown.returncode == 0, shown.stderr
-        assert shown.stdout.split() == ["used", "quota", *"bytes 600 B none objects 1 none".split()]
+        assert " ".join(shown.stdout.split()) == "used quota bytes 600 B none objects 1 none"
         words = ("bucket", "quota", "box", "--data", str(data), "--json")
         for options, limits in (
             (("--bytes", "1K"), (1024, None)),
@@ -209,6 +209,10 @@ def test_a_quota_holds_from_the_next_request_on(tmp_path: Path) -> None:
         wrong = lode("bucket", "quota", "absent", "--data", str(data))
         assert (wrong.returncode, wrong.stdout) == (1, "")
         assert "absent" in wrong.stderr
+        checked = json.loads(
+            lode("fsck", "--repair-counters", "--data", str(data), "--json").stdout
+        )
+        assert (checked["clean"], checked["repaired_counters"]) == (True, 0)
 
 
 def test_deleted_bytes_can_be_given_back_at_once(tmp_path: Path) -> None:
