@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from engine.types import StoreStatus
+from engine.types import CensusStatus, StoreStatus
 
 FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 """Read by prometheus-client when it is imported."""
@@ -107,6 +107,21 @@ class StoreGauges:
         self.node_repaired = gauge(
             "lode_node_repaired_fragments", "Fragments made anew on a node so far.", "node"
         )
+        self.member_health = gauge(
+            "lode_member_health", "1 for the health that the member is in.", "member", "health"
+        )
+        self.census_fragments = gauge(
+            "lode_census_fragments", "What the last census proved of fragments.", "state"
+        )
+        self.census_chunks = gauge(
+            "lode_census_chunks", "What the last census proved of chunks.", "state"
+        )
+        self.census_at = gauge("lode_census_timestamp_seconds", "When the last census ended.")
+        self.work_done = gauge("lode_work_done_chunks", "Long work: chunks dealt with.", "name")
+        self.work_total = gauge("lode_work_total_chunks", "Long work: chunks in all.", "name")
+        self.work_rate = gauge(
+            "lode_work_bytes_per_second", "Long work: 0 when none is running.", "name"
+        )
         self.repair_queue = gauge("lode_repair_queue_chunks", "Chunks that wait for repair.")
         self.garbage_queue = gauge("lode_garbage_queue", "Deleted things that wait for collection.")
         self.objects = gauge("lode_objects", "Versions kept.")
@@ -114,6 +129,8 @@ class StoreGauges:
         self.buckets = gauge("lode_buckets", "Buckets.")
         self.as_of = gauge("lode_store_observed_timestamp_seconds", "When these were looked at.")
         self._states: set[tuple[str, str, str]] = set()
+        self._healths: set[tuple[str, str]] = set()
+        self._works: set[str] = set()
 
     def show(self, status: StoreStatus, at_s: float) -> None:
         """Set everything to what ``status`` says; ``at_s``: seconds since 1970."""
@@ -129,9 +146,45 @@ class StoreGauges:
             self.node_fragments.labels(drive.node_id).set(drive.fragments)
             self.node_damaged.labels(drive.node_id).set(drive.damaged)
             self.node_repaired.labels(drive.node_id).set(drive.repaired)
+        self._show_members(status)
+        self._show_census(status.census)
+        self._show_work(status)
         self.repair_queue.set(status.repair_queue)
         self.garbage_queue.set(status.garbage_queue)
         self.buckets.set(status.buckets)
         self.objects.set(status.objects)
         self.bytes.set(status.bytes)
         self.as_of.set(at_s)
+
+    def _show_members(self, status: StoreStatus) -> None:
+        now = {(member.name, member.health) for member in status.members}
+        for labels in self._healths - now:
+            self.member_health.labels(*labels).set(0)
+        self._healths |= now
+        for labels in now:
+            self.member_health.labels(*labels).set(1)
+
+    def _show_census(self, census: CensusStatus | None) -> None:
+        if census is None:
+            return
+        fragments = self.census_fragments
+        fragments.labels("whole").set(census.whole)
+        fragments.labels("missing").set(census.missing)
+        fragments.labels("unasked").set(census.unasked)
+        fragments.labels("orphaned").set(census.orphans)
+        chunks = self.census_chunks
+        chunks.labels("all").set(census.chunks)
+        chunks.labels("at risk").set(census.chunks_at_risk)
+        chunks.labels("unreadable").set(census.chunks_unreadable)
+        chunks.labels("sharing a domain").set(census.chunks_sharing)
+        self.census_at.set(census.as_of_ms / 1000)
+
+    def _show_work(self, status: StoreStatus) -> None:
+        now = {work.name: work for work in status.work}
+        for name in self._works - now.keys():
+            self.work_rate.labels(name).set(0)
+        self._works |= now.keys()
+        for name, work in now.items():
+            self.work_done.labels(name).set(work.done)
+            self.work_total.labels(name).set(work.total)
+            self.work_rate.labels(name).set(work.bytes_per_s if work.running else 0)
