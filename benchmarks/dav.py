@@ -63,7 +63,10 @@ def measure(load: Load, group: str, systems: dict[str, DavSystem]) -> DavFigure:
             load.prepare(system)
     for _ in range(load.rounds):
         for name, system in systems.items():
-            samples[name].append(load.run(system))
+            try:
+                samples[name].append(load.run(system))
+            except BenchmarkFailed as error:
+                raise BenchmarkFailed(f"{name}, {load.name}: {error}") from None
     failed = {name: sum(run.failed for run in runs) for name, runs in samples.items()}
     if any(failed.values()):
         raise BenchmarkFailed(f"{load.name}: failed requests: {failed}")

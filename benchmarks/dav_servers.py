@@ -127,7 +127,12 @@ def _run(
             _wait_until_accepting(name, port, process)
         except BenchmarkFailed as error:
             raise BenchmarkFailed(f"{error}: {log.read_text()[-600:]}") from None
-        yield DavSystem(name, Endpoint(HOST, port, pids=(process.pid,)), version)
+        try:
+            yield DavSystem(name, Endpoint(HOST, port, pids=(process.pid,)), version)
+        finally:
+            said = log.read_text(errors="replace").strip()
+            if said and name == "lode":
+                print(f"{name} said: {said[-2000:]}", file=sys.stderr)
 
 
 @contextlib.contextmanager
