@@ -21,6 +21,9 @@ from engine import Engine
 from engine.cluster.admin import ClusterAdmin, Placing
 from engine.cluster.membership import read_rows
 from engine.cluster.wire import connect_over_http
+from engine.meta import keyspace
+from engine.meta.kv import ReadTransaction
+from engine.meta.records import decode_lease
 from engine.services.census import last_census
 from engine.services.progress import running_work
 from engine.services.status import store_status
@@ -155,9 +158,21 @@ async def _is_forgotten(engine: Engine, name: str) -> bool:
     return name not in {member.name for member in rows.members.values()}
 
 
+async def _is_served(engine: Engine) -> bool:
+    """Return whether some gateway runs the services of the store."""
+
+    async def body(tr: ReadTransaction) -> bytes | None:
+        return await tr.get(keyspace.lease("heartbeat"))
+
+    row = await engine.store.db.read(body)
+    return row is not None and decode_lease(row).expires_ms > engine.store.clock()
+
+
 async def _follow(engine: Engine, done: Done) -> None:
     """Return when the question is answered with yes; show running work on a terminal meanwhile."""
     console = Console(stderr=True)
+    if not await _is_served(engine):
+        console.print("no gateway runs: nothing happens until `lode serve` does", style="yellow")
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),

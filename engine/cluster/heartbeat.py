@@ -50,6 +50,8 @@ class Heartbeat:
         self._seen: dict[bytes, float] = {}
         """When each member and node answered last, by trio's clock."""
         self._empty: dict[NodeId, int] = {}
+        self._opening: set[NodeId] = set()
+        """Drives that are being recovered by a member that answers: late, not lost."""
         self._log = structlog.get_logger()
 
     async def work(self) -> None:
@@ -76,10 +78,13 @@ class Heartbeat:
             for node_id, record in rows.nodes.items():
                 if record.member is None:
                     nursery.start_soon(self._ask_drive, node_id, drives)
+        self._opening.clear()
         for answer in answers.values():
             for drive in answer.drives:
                 if drive.state == "up" and drive.node:
                     drives[NodeId(bytes.fromhex(drive.node))] = drive
+                elif drive.state == "opening" and drive.node:
+                    self._opening.add(NodeId(bytes.fromhex(drive.node)))
         now = trio.current_time()
         for name in (*rows.members, *rows.nodes):
             if name in answers or name in drives or name not in self._seen:
@@ -150,7 +155,7 @@ class Heartbeat:
             silent_s=silent_s,
             now_ms=self._store.clock(),
             patience=self._patience,
-            may_be_lost=quiet * 2 <= len(silent),
+            may_be_lost=quiet * 2 <= len(silent) and name not in self._opening,
         )
 
     def _with_answers(

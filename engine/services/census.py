@@ -292,7 +292,8 @@ class _Walk:
         at_risk = chunk.parity_blocks > 0 and whole <= chunk.data_blocks
         counts["at risk"] += at_risk
         counts["unreadable"] += whole < chunk.data_blocks
-        counts["sharing"] += self._store.pool.crowded(chunk.nodes)
+        pool = self._store.pool
+        counts["sharing"] += pool.crowded(chunk.nodes) and pool.domains() >= len(chunk.nodes)
         if missing:
             self._bad.append((chunk_id, missing, AT_RISK if at_risk else "missing"))
 

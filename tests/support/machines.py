@@ -42,6 +42,8 @@ class Drive:
         self.folder = folder
         self.node: MemoryNode | None = None
         self.drive_id = ""
+        self.opening = False
+        """It is being recovered."""
 
     def format(self, node_id: NodeId) -> None:
         self.node = FullableNode(node_id)
@@ -89,7 +91,7 @@ class Machine:
             drives=[
                 DriveHealth(
                     folder=drive.folder,
-                    state="up" if drive.node is not None else "empty",
+                    state="opening" if drive.opening else "up" if drive.node else "empty",
                     node=drive.node.node_id.hex() if drive.node is not None else "",
                     drive=drive.drive_id,
                     total=1024 * GIB,

@@ -142,6 +142,23 @@ def test_a_drive_that_fails_alone_is_down_alone(tmp_path: Path, logs: Logs) -> N
     with_clock(main)
 
 
+def test_a_drive_that_takes_long_to_open_is_not_lost(tmp_path: Path, logs: Logs) -> None:
+    logs.expect("health changed|session")
+
+    async def main() -> None:
+        async with open_cluster(tmp_path, lost_s=20.0) as cluster:
+            await rounds(cluster, 4)
+            cluster.machines["m1"].drives[0].opening = True
+            await rounds(cluster, 120)
+            nodes = (await cluster.rows()).nodes.values()
+            assert sorted(node.health for node in nodes) == ["down"] + ["up"] * 5
+            cluster.machines["m1"].drives[0].opening = False
+            await rounds(cluster, 4)
+            assert {n.health for n in (await cluster.rows()).nodes.values()} == {"up"}
+
+    with_clock(main)
+
+
 def test_an_empty_drive_in_a_known_slot_is_formatted_and_filled(tmp_path: Path, logs: Logs) -> None:
     logs.expect("health changed|drive replaced|damage found|fragments missing|session")
 
