@@ -29,6 +29,7 @@ from engine.meta.memory import MemoryDatabase
 from engine.meta.records import ChunkRecord, SessionRecord, decode_chunk, decode_session
 from engine.sessions import Sessions
 from engine.store import Store
+from tests.support.disk import RecordingDisk
 from tests.support.simulation_machine import ShelfWriter
 
 Mutation = Callable[[], AbstractContextManager[None]]
@@ -79,6 +80,13 @@ def ack_before_sync() -> Iterator[None]:
         self._shelf.unsynced[self._fragment] = self._content
 
     with patch.object(ShelfWriter, "commit", commit):
+        yield
+
+
+@mutation
+def drive_does_not_sync() -> Iterator[None]:
+    """A real drive leaves its fdatasync out."""
+    with patch.object(RecordingDisk, "fdatasync", lambda self, fd: None):
         yield
 
 

@@ -11,8 +11,10 @@ import hashlib
 import random
 import traceback
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 
 import trio
 
@@ -24,12 +26,13 @@ from engine.meta import keyspace
 from engine.meta.kv import ReadTransaction, Transaction
 from engine.meta.memory import MemoryDatabase
 from engine.meta.records import FORMAT, MemberRecord, NodeRecord
-from tests.support.engine import START_MS
+from tests.support.engine import START_MS, scratch_folder
 from tests.support.history import Call, History, Workload
 from tests.support.simulation_clients import BUCKET, Clients, get, listing
+from tests.support.simulation_drive import DriveShelf
 from tests.support.simulation_faults import Faults, plan
 from tests.support.simulation_gateway import Gateway, Gateways
-from tests.support.simulation_machine import Machine
+from tests.support.simulation_machine import Machine, Shelf
 from tests.support.simulation_network import Network
 from tests.support.simulation_run import run_deterministic
 
@@ -38,6 +41,8 @@ SHAPES = (
 )  # fmt: skip
 """Profiles and how many machines there are."""
 SIZES = (16, 30, 40, 60, 100, 130, 250, 640, 700, 1500)
+DRIVES_EVERY = 3
+"""One seed of so many has real drives."""
 HEAL_S_MAX = 120.0
 NO_PROMISE = ("replace", "rot", "stop gateway", "clock", "metadata gone", "answers lost")
 """Faults after which a read may find its object corrupt: damage, or a session that lapsed, so that
@@ -76,9 +81,14 @@ class Outcome:
 def simulate(seed: int) -> Outcome:
     """Run the life of a seed and return what went wrong; never raises."""
     outcome = Outcome(seed)
-    world = World(seed, outcome)
     try:
-        run_deterministic(seed, world.main, world.say)
+        with scratch_folder() if seed % DRIVES_EVERY == 0 else nullcontext() as folder:
+            world = World(seed, outcome, folder)
+            try:
+                run_deterministic(seed, world.main, world.say)
+            finally:
+                for machine in world.machines.values():
+                    machine.shelf.close()
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
             raise
@@ -87,7 +97,10 @@ def simulate(seed: int) -> Outcome:
 
 
 class World:
-    def __init__(self, seed: int, outcome: Outcome) -> None:
+    def __init__(self, seed: int, outcome: Outcome, folder: Path | None = None) -> None:
+        """``folder``: for real drives; None: without."""
+        self._folder = folder
+        self._shelves = 0
         self._seed = seed
         self._outcome = outcome
         self._chance = random.Random(f"world {seed}")
@@ -96,17 +109,26 @@ class World:
         self.machines: dict[str, Machine] = {}
         for number in range(count):
             name = f"m{number}"
+            node_id = NodeId(self._chance.randbytes(8))
+            luck = random.Random(f"{name} {seed}")
             self.machines[name] = Machine(
                 name,
-                NodeId(self._chance.randbytes(8)),
+                node_id,
                 MemberId(self._chance.randbytes(8)),
-                random.Random(f"{name} {seed}"),
+                luck,
+                partial(self._new_shelf, name, node_id, luck),
             )
         self.gateways: dict[str, Gateway] = {}
         """Those that run."""
         self._gateways_started = 0
         self._keys = ["a/1", "a/2", "b/1"]
         self._reads_may_fail = False
+
+    def _new_shelf(self, name: str, node_id: NodeId, luck: random.Random) -> Shelf | DriveShelf:
+        if self._folder is None:
+            return Shelf(luck)
+        self._shelves += 1
+        return DriveShelf(self._folder / f"{name}-{self._shelves}", node_id, luck)
 
     def say(self, text: str) -> None:
         try:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -19,6 +20,9 @@ from engine.node.contract import (
     Space,
 )
 from engine.node.wire.messages import DriveHealth, MemberHealth
+
+if TYPE_CHECKING:
+    from tests.support.simulation_drive import DriveShelf
 
 STORE_ID = "simulated"
 
@@ -109,6 +113,9 @@ class Shelf:
         live = sum(map(len, self.synced.values()))
         return Space(1 << 30, 0 if self.full else 1 << 29, live, 0, len(self.synced))
 
+    def close(self) -> None:
+        pass
+
 
 class ShelfWriter:
     def __init__(self, shelf: Shelf, fragment: FragmentId, size_max: int) -> None:
@@ -160,12 +167,18 @@ class Machine:
     is lost."""
 
     def __init__(
-        self, name: str, node_id: NodeId, member_id: MemberId, chance: random.Random
+        self,
+        name: str,
+        node_id: NodeId,
+        member_id: MemberId,
+        chance: random.Random,
+        new_shelf: Callable[[], Shelf | DriveShelf],
     ) -> None:
         self.name = name
         self.node_id = node_id
         self.member_id = member_id
-        self.shelf = Shelf(chance)
+        self.shelf = new_shelf()
+        self._new_shelf = new_shelf
         self.up = True
         self.incarnation = 0
         self.slow_s = 0.0
@@ -229,5 +242,6 @@ class Machine:
 
     def replace_drive(self) -> None:
         """Put an empty drive in; to be called while it is down."""
-        self.shelf = Shelf(self._chance)
+        self.shelf.close()
+        self.shelf = self._new_shelf()
         self.formatted = False
