@@ -46,6 +46,7 @@ _LIMIT = frozenset({2101, 2102, 2103})
 _TOO_MANY_WATCHES = 1032
 
 _CANCEL_AGAIN_S = 0.1
+_CLEAR_MS_MAX = 1000
 
 _DEADLINE_PART = 0.9
 """How much of a caller's time is used: it shall hear of the failure, not be cut off."""
@@ -362,9 +363,12 @@ class FdbDatabase:
 
     async def _clear_markers(self) -> None:
         """Leave nothing of this process behind; what stays is swept by another, later."""
+        if not self._markers.used:
+            return
         pointer = self._library.create_transaction(self._pointer)
         try:
             begin, end = self._markers.own
+            self._library.set_timeout(pointer, _CLEAR_MS_MAX)
             self._library.clear_range(pointer, begin, len(begin), end, len(end))
             await self._answer(self._library.commit(pointer))
         finally:

@@ -42,6 +42,11 @@ class Markers:
         finally:
             self._free.append(key)
 
+    @property
+    def used(self) -> bool:
+        """Return whether any marker may have been written."""
+        return self._attempts > 0
+
     def token(self) -> bytes:
         """Return the value for another attempt."""
         self._attempts += 1

@@ -401,3 +401,12 @@ def test_missing_client_library_says_where_it_was_looked_for_and_what_to_install
     assert "ConfigError" in last
     assert f"{tmp_path}/libfdb_c.so" in last
     assert "foundationdb-clients" in last
+
+
+async def test_cluster_that_is_not_there_is_told_in_time(tmp_path):
+    file = tmp_path / "fdb.cluster"
+    file.write_text("a:b@127.0.0.1:1\n")
+    location = FdbLocation(file, library=fdb_server.location(tmp_path).library)
+    with trio.fail_after(20), pytest.raises(Unavailable, match="does not answer"):
+        async with open_fdb(location, options=FdbOptions(open_s_max=0.5)):
+            pass
