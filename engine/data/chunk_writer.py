@@ -116,32 +116,62 @@ class ChunkWriter:
             1, self.size, coder.data_blocks, coder.parity_blocks, self._block_size, nodes, owner
         )
 
-    async def write(self, views: Sequence[memoryview], size: int, digests: Digests | None) -> None:
+    async def write(
+        self,
+        views: Sequence[memoryview],
+        size: int,
+        digests: Digests | None,
+        *,
+        spread: bool = False,
+    ) -> None:
         """Code ``size`` bytes, the content of the views one after another, and write them.
 
         Args:
             views: whole stripes each; what ``size`` leaves over in the last stripe is filled with
                 zeros here. ``size`` is a multiple of the stripe size except in the last call.
             digests: updated in the same thread; None when that is done elsewhere.
+            spread: let two threads wait for the local drives: sooner done, for more CPU time.
         Raises:
             NoSpace, Unavailable: too few nodes are left.
         """
         limiter = self._context.limiters.work
-        if self._all_local:
+        if self._all_local and not spread:
             await trio.to_thread.run_sync(self._write_all, views, size, digests, limiter=limiter)
         else:
-            await self._open_mixed()
+            if not self._all_local:
+                await self._open_mixed()
             scratch = self._context.buffers.acquire(self._scratch_size(size))
             try:
                 pieces = await trio.to_thread.run_sync(
-                    self._write_local, views, size, digests, scratch.view, limiter=limiter
+                    self._open_and_code, views, size, digests, scratch.view, limiter=limiter
                 )
-                remote = [(index, f) for index, f in self._open.items() if f.remote is not None]
-                if remote and pieces:
-                    await self._write_all_remote(remote, pieces)
+                if pieces:
+                    await self._write_pieces(pieces)
             finally:
                 scratch.release()
         self._settle()
+
+    async def _write_pieces(self, pieces: Mapping[int, Sequence[Buffer]]) -> None:
+        local = [(index, f.local) for index, f in self._open.items() if f.local is not None]
+        errors: list[tuple[int, NodeError]] = []
+        async with trio.open_nursery() as nursery:
+            for part in (local[::2], local[1::2]):
+                if part:
+                    nursery.start_soon(
+                        partial(
+                            trio.to_thread.run_sync,
+                            _write_each,
+                            part,
+                            pieces,
+                            errors,
+                            limiter=self._context.limiters.disk,
+                        )
+                    )
+            remote = [(index, f) for index, f in self._open.items() if f.remote is not None]
+            if remote:
+                await self._write_all_remote(remote, pieces)
+        for index, error in errors:
+            self._drop(index, self._open[index], error)
 
     async def commit(self) -> None:
         """Make all fragments durable, in parallel.
@@ -252,33 +282,32 @@ class ChunkWriter:
         """
         scratch = self._context.buffers.acquire(self._scratch_size(size))
         try:
-            while pairs := self._next_round():
-                self._open_local(pairs)
-            self._write_local(views, size, digests, scratch.view)
+            pieces = self._open_and_code(views, size, digests, scratch.view)
+            local = [(index, f.local) for index, f in self._open.items() if f.local is not None]
+            errors: list[tuple[int, NodeError]] = []
+            if pieces:
+                _write_each(local, pieces, errors)
+            for index, error in errors:
+                self._drop(index, self._open[index], error)
         finally:
             scratch.release()
 
-    def _write_local(
+    def _open_and_code(
         self,
         views: Sequence[memoryview],
         size: int,
         digests: Digests | None,
         scratch: memoryview,
     ) -> dict[int, list[memoryview]]:
-        """In a worker thread: code, write to local nodes; return each fragment's bytes."""
+        """In a worker thread: return the bytes of each fragment; none when too few are open."""
+        if self._all_local:
+            while pairs := self._next_round():
+                self._open_local(pairs)
         if digests is not None:
             digests.update_each(views, size)
         if len(self._open) < self._required:
             return {}
-        pieces = self._code(views, size, scratch)
-        for index, fragment in list(self._open.items()):
-            if fragment.local is not None:
-                try:
-                    fragment.local.write(pieces[index])
-                except NodeError as error:
-                    self._drop(index, fragment, error)
-                    fragment.local.abort()
-        return pieces
+        return self._code(views, size, scratch)
 
     async def _write_all_remote(
         self, remote: Sequence[tuple[int, _Fragment]], pieces: Mapping[int, Sequence[Buffer]]
@@ -428,6 +457,20 @@ class ChunkWriter:
             writer.abort()
             raise
         self._committed[index] = node_id
+
+
+def _write_each(
+    local: Sequence[tuple[int, BlockingWriter]],
+    pieces: Mapping[int, Sequence[Buffer]],
+    errors: list[tuple[int, NodeError]],
+) -> None:
+    """In a worker thread: write each fragment's bytes; abort, and note, those that fail."""
+    for index, writer in local:
+        try:
+            writer.write(pieces[index])
+        except NodeError as error:
+            writer.abort()
+            errors.append((index, error))
 
 
 def _abort_all(writers: Sequence[BlockingWriter]) -> None:

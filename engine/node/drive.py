@@ -397,6 +397,10 @@ class Drive:
         return self._volume(fd, number, uuid, FILE_HEADER_SIZE)
 
     def _volume(self, fd: int, number: int, uuid: bytes, end: int) -> Volume:
+        direct_fd = -1
+        with contextlib.suppress(OSError):  # the other descriptor does, and tells what is wrong
+            direct_fd = self.disk.open_direct(volume_path(self.path, number))
+        limit = self._volume_size
         return Volume(
             self.disk,
             self.index,
@@ -404,15 +408,9 @@ class Drive:
             number=number,
             uuid=uuid,
             end=end,
-            limit=self._volume_size,
-            direct_fd=self._open_direct(number),
+            limit=limit,
+            direct_fd=direct_fd,
         )
-
-    def _open_direct(self, number: int) -> int:
-        try:
-            return self.disk.open_direct(volume_path(self.path, number))
-        except OSError:
-            return -1  # the other descriptor does, and it will tell what is wrong
 
     def seal(self, number: int) -> None:
         """Let the volume go if it is the active one, so that compaction may take it."""

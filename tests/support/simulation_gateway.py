@@ -54,7 +54,7 @@ CONSTANTS: dict[str, object] = {
     "engine.data.reader.FIRST_BATCH_SIZE": 256,
     "engine.data.reader.AHEAD_SIZE_MIN": 64,
     "engine.data.reader.BATCH_SIZE_MAX": 512,
-    "engine.data.writer.BATCH_SIZE_MAX": 512,
+    "engine.data.pipeline.BATCH_SIZE_MAX": 512,
     "engine.data.rebuild.BATCH_SIZE_MAX": 512,
 }
 

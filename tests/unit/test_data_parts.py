@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.data.buffers import Budget, BufferPool
-from engine.data.isal import address_of
 from engine.data.digests import ALGORITHMS, Digests, combine, digests_of
+from engine.data.isal import address_of
 from engine.data.nodes import NodePool
 from engine.data.placement import Candidate, place
 from engine.ids import ChunkId, NodeId

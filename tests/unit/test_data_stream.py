@@ -125,7 +125,7 @@ async def test_healthy_read_never_decodes(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 async def test_buffers_are_bounded_while_a_large_object_streams() -> None:
-    """Two batches and no more are held, in either direction, and parity beside one."""
+    """Three batches are held when writing, and parity beside one of them; two when reading."""
     mib = 1 << 20
     config = StoreConfig(data=small_config().data, chunk_size=8 * mib, memory=64 * mib)
     content = random.Random(2).randbytes(40 * mib)
@@ -142,7 +142,7 @@ async def test_buffers_are_bounded_while_a_large_object_streams() -> None:
         staged = await cluster.store.stage(
             Watching(content), size=len(content), algorithms=frozenset({"CRC32"})
         )
-        assert peak <= 8 * mib + 5 * mib // 2
+        assert peak <= 12 * mib + 5 * mib // 2
         peak = 0
         digest = 0
         stream = cluster.store.stream(list(segments(staged)))
