@@ -19,8 +19,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from math import inf
 from typing import TypeVar
 
 import msgspec
@@ -165,13 +166,16 @@ class FdbDatabase:
 
         Raises: LimitExceeded, MetadataFailed, Unavailable, SlowDown; BodySuspended is a bug.
         """
-        with self._transaction() as pointer:
+        pointer = self._begin()
+        try:
             while True:
                 transaction = FdbTransaction(self._library, pointer, self._prefix)
                 try:
                     return await self._drive(body(transaction), transaction)
                 except FdbError as error:
                     await self._recover(pointer, error.code)
+        finally:
+            self._end(pointer)
 
     async def run(self, body: Callable[[Transaction], Awaitable[T]]) -> T:
         """Run ``body`` until it commits and return its result; durable on return.
@@ -193,7 +197,9 @@ class FdbDatabase:
         library = self._library
         lost: dict[bytes | None, T] = {}
         """Results of attempts whose commit may have happened, by marker."""
-        with self._transaction() as pointer, self._markers.slot() as marker:
+        pointer = self._begin()
+        marker = self._markers.take()
+        try:
             while True:
                 transaction = FdbTransaction(library, pointer, prefix)
                 try:
@@ -217,6 +223,9 @@ class FdbDatabase:
                 except FdbError as error:
                     code = error.code
                 await self._recover(pointer, code)
+        finally:
+            self._markers.give_back(marker)
+            self._end(pointer)
 
     async def _drive(self, awaitable: Awaitable[T], transaction: FdbTransaction) -> T:
         """Run a body to its end, and wait for the futures that it waits for.
@@ -271,22 +280,24 @@ class FdbDatabase:
             return SlowDown(f"FoundationDB: {what}")
         return MetadataFailed(f"FoundationDB: {what}")
 
-    @contextmanager
-    def _transaction(self) -> Iterator[int]:
+    def _begin(self) -> int:
+        """Return a new transaction of the library, bounded in time; ``_end`` must follow."""
         if self._closing:
             raise Unavailable("the metadata store is closed")
         pointer = self._library.create_transaction(self._pointer)
-        left_s = trio.current_effective_deadline() - trio.current_time()
-        if left_s < self._options.timeout_s:
-            self._library.set_timeout(pointer, max(1, int(left_s * _DEADLINE_PART * 1000)))
+        deadline = trio.current_effective_deadline()
+        if deadline != inf:
+            left_s = deadline - trio.current_time()
+            if left_s < self._options.timeout_s:
+                self._library.set_timeout(pointer, max(1, int(left_s * _DEADLINE_PART * 1000)))
         self._running += 1
-        try:
-            yield pointer
-        finally:
-            self._library.destroy_transaction(pointer)
-            self._running -= 1
-            if not self._running:
-                self._idle.set()
+        return pointer
+
+    def _end(self, pointer: int) -> None:
+        self._library.destroy_transaction(pointer)
+        self._running -= 1
+        if not self._running:
+            self._idle.set()
 
     async def watch(self, key: bytes, value: bytes | None) -> None:
         """Return once the key's value differs, or may have differed, from ``value``.
@@ -315,7 +326,8 @@ class FdbDatabase:
         """Return a future that is ready when the value changes; None: it differs already."""
         library = self._library
         full_key = self._prefix + key
-        with self._transaction() as pointer:
+        pointer = self._begin()
+        try:
             while True:
                 transaction = FdbTransaction(library, pointer, self._prefix)
                 try:
@@ -336,6 +348,8 @@ class FdbDatabase:
                     library.set_timeout(pointer, 0)
                     return future
                 await self._recover(pointer, code)
+        finally:
+            self._end(pointer)
 
     async def aclose(self) -> None:
         """Finish what is under way, within ``close_s_max``, and leave the cluster. Idempotent."""

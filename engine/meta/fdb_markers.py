@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 STALE_MS = 3_600_000
 """A marker of this age belongs to nobody who still waits; far beyond any clock's error."""
@@ -29,18 +27,15 @@ class Markers:
         self._slots = 0
         self._attempts = 0
 
-    @contextmanager
-    def slot(self) -> Iterator[bytes]:
-        """Yield the key of a marker that nobody else uses meanwhile."""
+    def take(self) -> bytes:
+        """Return the key of a marker that nobody else uses until it is given back."""
         if self._free:
-            key = self._free.pop()
-        else:
-            key = self._prefix + self._slots.to_bytes(2, "big")
-            self._slots += 1
-        try:
-            yield key
-        finally:
-            self._free.append(key)
+            return self._free.pop()
+        self._slots += 1
+        return self._prefix + self._slots.to_bytes(2, "big")
+
+    def give_back(self, key: bytes) -> None:
+        self._free.append(key)
 
     @property
     def used(self) -> bool:
