@@ -35,7 +35,8 @@ from engine.http.limits import Limits
 from engine.http.server import serve
 from engine.node.disk import RealDisk
 from engine.node.wire.service import MemberService, ServiceConfig
-from engine.node.wire.shelf import Shelf, ShelfConfig
+from engine.node.wire.shelf import Shelf
+from engine.node.wire.slot import ShelfConfig
 
 log = structlog.get_logger()
 

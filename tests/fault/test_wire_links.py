@@ -15,7 +15,7 @@ from engine.node.wire.auth import Secret
 from engine.node.wire.client import MemberClient
 from engine.node.wire.pool import ClientLimits
 from engine.node.wire.remote import RemoteNode, RemoteWriter
-from engine.node.wire.shelf import ShelfConfig
+from engine.node.wire.slot import ShelfConfig
 from tests.support.drives import content, fragment
 from tests.support.logs import Logs
 from tests.support.members import PATIENT, SECRET, ServedMember, node_id, serving_member

@@ -20,7 +20,8 @@ from engine.node.wire.client import MemberClient
 from engine.node.wire.pool import ClientLimits
 from engine.node.wire.remote import RemoteNode
 from engine.node.wire.service import MemberService, ServiceConfig
-from engine.node.wire.shelf import Shelf, ShelfConfig
+from engine.node.wire.shelf import Shelf
+from engine.node.wire.slot import ShelfConfig
 from tests.support.disk import UnsyncedDisk
 from tests.support.drives import STORE
 from tests.support.http import RecordingLog

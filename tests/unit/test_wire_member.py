@@ -25,7 +25,7 @@ from engine.node.disk import DiskSpace
 from engine.node.wire.messages import AdoptionRefused, DriveHealth
 from engine.node.wire.remote import RemoteNode
 from engine.node.wire.service import ServiceConfig
-from engine.node.wire.shelf import ShelfConfig
+from engine.node.wire.slot import ShelfConfig
 from tests.support.disk import Fault, FaultDisk, UnsyncedDisk
 from tests.support.drives import STORE, content, fragment
 from tests.support.logs import Logs

@@ -26,7 +26,6 @@ import trio
 from engine.http.message import (
     FileSpan,
     FileStream,
-    HeaderList,
     Request,
     Response,
     ResponseStream,
@@ -46,8 +45,17 @@ from engine.node.needle import PAGE
 from engine.node.span import find_span
 from engine.node.verify import verify_fragment
 from engine.node.wire import auth, messages
+from engine.node.wire.answers import (
+    JSON,
+    Malformed,
+    end_of,
+    explain,
+    failure_answer,
+    parse_id,
+    parse_range,
+)
 from engine.node.wire.auth import Secret, Verifier
-from engine.node.wire.messages import ErrorReport, MemberHealth, Verdict
+from engine.node.wire.messages import MemberHealth, Verdict
 from engine.node.wire.metrics import Metrics
 from engine.node.wire.pieces import (
     PIECE_SIZE,
@@ -56,12 +64,11 @@ from engine.node.wire.pieces import (
     PieceStream,
     SpanStream,
 )
-from engine.node.wire.shelf import Shelf, Slot
+from engine.node.wire.shelf import Shelf
+from engine.node.wire.slot import Slot
 
-_JSON: Final = ((b"Content-Type", b"application/json"),)
 _TEXT: Final = ((b"Content-Type", b"text/plain; version=0.0.4; charset=utf-8"),)
 _BINARY: Final[tuple[tuple[bytes, bytes], ...]] = ((b"Content-Type", b"application/octet-stream"),)
-_BUSY: Final = (*_JSON, (b"Retry-After", b"1"))
 _COPY_MAX: Final = 16 << 10
 """Answers up to so long are copied, so that no buffer waits until they are sent."""
 _SPAN_MIN: Final = SMALL_SIZE
@@ -87,10 +94,6 @@ class ServiceConfig:
     send_files: bool = True
     """Let the kernel send what is in volumes; past a ``Disk`` that is not the real one, it must
     not."""
-
-
-class _Malformed(Exception):
-    """The request makes no sense; the message says why."""
 
 
 class MemberService:
@@ -129,7 +132,7 @@ class MemberService:
         opened = self._open.get(request.path)
         if opened is not None:
             if request.method not in ("GET", "HEAD"):
-                return _explain(405, "method", "only GET is possible here")
+                return explain(405, "method", "only GET is possible here")
             return opened(request)
         began = time.perf_counter()
         metrics = self.metrics
@@ -141,12 +144,12 @@ class MemberService:
                 raise NodeBusy(f"{self._config.running_max} requests are running")
             response = await work()
         except NodeError as error:
-            response = _failure(error)
-        except (_Malformed, ValueError, msgspec.MsgspecError) as error:
-            response = _explain(400, "malformed", str(error))
+            response = failure_answer(error)
+        except (Malformed, ValueError, msgspec.MsgspecError) as error:
+            response = explain(400, "malformed", str(error))
         except OSError as error:
             # A drive was closed under the call.
-            response = _failure(NodeDown(str(error)))
+            response = failure_answer(NodeDown(str(error)))
         finally:
             metrics.running -= 1
         metrics.count(op, response.status, time.perf_counter() - began)
@@ -161,7 +164,7 @@ class MemberService:
             if len(parts) == 5:
                 act = self._acts.get((method, parts[4]))
             elif parts[4] == b"fragments":
-                fragment = FragmentId(_id(parts[5], FRAGMENT_ID_SIZE))
+                fragment = FragmentId(parse_id(parts[5], FRAGMENT_ID_SIZE))
                 match method:
                     case "GET" | "HEAD":
                         act = ("get", functools.partial(self._get, fragment=fragment))
@@ -172,18 +175,18 @@ class MemberService:
             if act is not None:
                 if method != "POST":
                     self._authorize(request, b"")
-                node = NodeId(_id(parts[3], NODE_ID_SIZE))
+                node = NodeId(parse_id(parts[3], NODE_ID_SIZE))
                 return act[0], lambda: act[1](request, self._shelf.find(node))
         elif method == "POST" and request.path == messages.ADOPT:
             return "adopt", lambda: self._adopt(request)
         elif method == "POST" and request.path == messages.COMPACT:
             return "compact", lambda: self._compact(request)
-        raise _Malformed("there is nothing of that name")
+        raise Malformed("there is nothing of that name")
 
     # What is open to everybody
 
     def _health(self, request: Request) -> Response:
-        return Response(200, _JSON, messages.encode_json(self.health()))
+        return Response(200, JSON, messages.encode_json(self.health()))
 
     def health(self) -> MemberHealth:
         config = self._config
@@ -223,7 +226,7 @@ class MemberService:
         except ValueError:
             half = b""
         if len(half) != auth.HALF_SIZE:
-            return _explain(400, "malformed", "a greeting has 32 hexadecimal digits")
+            return explain(400, "malformed", "a greeting has 32 hexadecimal digits")
         own = os.urandom(auth.HALF_SIZE)
         key = self._secret.connection_key(half, own)
         request.note.value = Verifier(key)
@@ -255,7 +258,7 @@ class MemberService:
             raise NodeRefused("this connection has not said hello")
         size = request.body.length
         if size is None or size > messages.SMALL_BODY_MAX:
-            raise _Malformed("the body is too long, or of unknown length")
+            raise Malformed("the body is too long, or of unknown length")
         body = bytearray(size)
         done = 0
         while done < size:
@@ -281,7 +284,7 @@ class MemberService:
     async def _put(self, request: Request, slot: Slot, *, fragment: FragmentId) -> Response:
         name, _, value = request.query.partition(b"=")
         if name != b"max" or not value.isdigit() or request.body.length is not None:
-            raise _Malformed("a fragment is sent chunked, with ?max=SIZE")
+            raise Malformed("a fragment is sent chunked, with ?max=SIZE")
         size_max = int(value)
         with slot.use() as drive:
             writer = await slot.run(lambda: drive.open_writer(fragment, size_max))
@@ -315,7 +318,7 @@ class MemberService:
                     continue
                 verifier = request.note.value
                 assert isinstance(verifier, Verifier)
-                verifier.verify_end(_last(getattr(body, "trailers", [])), size)
+                verifier.verify_end(end_of(getattr(body, "trailers", [])), size)
                 await self._make_durable(slot, functools.partial(_finish, writer, content))
                 self.metrics.bytes_in.inc(size)
                 return
@@ -343,7 +346,7 @@ class MemberService:
                 size = info.size
             else:
                 # The fragment's size is not looked up: what reads it does so anyway.
-                begin, end = _range(part)
+                begin, end = parse_range(part)
                 size = end - begin
                 span = (b"Content-Range", b"bytes %d-%d/*" % (begin, end - 1))
                 status, headers = 206, (*_BINARY, span)
@@ -410,7 +413,7 @@ class MemberService:
     async def _verify(self, request: Request, slot: Slot) -> Response:
         fragments = messages.unpack_ids(await self._signed_body(request))
         if len(fragments) > messages.VERIFY_MAX:
-            raise _Malformed(f"at most {messages.VERIFY_MAX} fragments at once")
+            raise Malformed(f"at most {messages.VERIFY_MAX} fragments at once")
         verdicts: list[Verdict] = []
         with slot.use() as drive:
             for fragment in fragments:
@@ -430,7 +433,7 @@ class MemberService:
         after = bytes.fromhex(query.get(b"after", b"").decode("ascii"))
         limit = int(query.get(b"limit", b"1000"))
         if not 0 < limit <= messages.LIST_MAX:
-            raise _Malformed(f"limit: 1 to {messages.LIST_MAX}")
+            raise Malformed(f"limit: 1 to {messages.LIST_MAX}")
         with slot.use() as drive:
             infos = await slot.run(lambda: drive.list(after, limit))
         return Response(200, _BINARY, messages.pack_infos(infos))
@@ -438,7 +441,7 @@ class MemberService:
     async def _space(self, request: Request, slot: Slot) -> Response:
         with slot.use() as drive:
             space = await slot.run(drive.space)
-        return Response(200, _JSON, messages.encode_json(messages.SpaceReport.of(space)))
+        return Response(200, JSON, messages.encode_json(messages.SpaceReport.of(space)))
 
 
 async def _read(
@@ -457,45 +460,3 @@ def _finish(writer: BlockingWriter, content: memoryview) -> None:
     whole = len(content) // PAGE * PAGE
     writer.write([part for part in (content[:whole], content[whole:]) if part])
     writer.commit()
-
-
-def _range(value: bytes) -> tuple[int, int]:
-    """Return where to begin and end (exclusive)."""
-    unit, _, part = value.partition(b"=")
-    first, dash, last = part.partition(b"-")
-    if unit != b"bytes" or not dash or not first.isdigit() or not last.isdigit():
-        raise _Malformed("a range is written as bytes=FIRST-LAST")
-    begin, end = int(first), int(last) + 1
-    if begin >= end:
-        raise _Malformed("an empty range")
-    return begin, end
-
-
-def _id(text: bytes, size: int) -> bytes:
-    value = bytes.fromhex(text.decode("ascii"))
-    if len(value) != size:
-        raise _Malformed(f"an id has {2 * size} hexadecimal digits")
-    return value
-
-
-def _last(trailers: HeaderList) -> bytes | None:
-    for name, value in trailers:
-        if name == auth.END_TRAILER:
-            return value
-    return None
-
-
-def _failure(error: NodeError) -> Response:
-    status, code = messages.status_of(error)
-    body = messages.encode_json(ErrorReport(code.decode("ascii"), str(error)))
-    headers = _BUSY if isinstance(error, NodeBusy) else _JSON
-    return Response(
-        status,
-        (*headers, (b"Lode-Error", code)),
-        body,
-        close=isinstance(error, NodeRefused),
-    )
-
-
-def _explain(status: int, code: str, reason: str) -> Response:
-    return Response(status, _JSON, messages.encode_json(ErrorReport(code, reason)), close=True)
