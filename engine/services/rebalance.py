@@ -22,7 +22,7 @@ from engine.ids import ChunkId, NodeId
 from engine.meta.kv import ReadTransaction, Transaction
 from engine.meta.records import ChunkRecord
 from engine.node.contract import Node, NodeDown, NodeError, NodeFull
-from engine.services.copying import copy_fragment
+from engine.services.copying import copy_fragment, has_whole_fragment
 from engine.services.progress import Progress, Rate, count_chunks, walk_page
 from engine.services.repair import settle
 from engine.store import Store
@@ -130,14 +130,14 @@ async def rebalance_chunk(
             continue
         size = layout_of(chunk_id, record).fragment_size
         await rate.take(size)
-        await _move(store, chunk_id, record, index, source, target)
+        copied = await _move(store, chunk_id, record, index, source=source, target=target)
         nodes = list(record.nodes)
         nodes[index] = target_id
         after = msgspec.structs.replace(record, nodes=nodes)
         if not await settle(store, chunk_id, record, after, [index], whole=False, counter="moved"):
             break
         record = after
-        moved += size
+        moved += size if copied else 0
     return moved, left
 
 
@@ -146,16 +146,24 @@ async def _move(
     chunk_id: ChunkId,
     record: ChunkRecord,
     index: int,
+    *,
     source: Node,
     target: Node,
-) -> None:
+) -> bool:
+    """Have the fragment on ``target``; return whether it had to be written.
+
+    A node that was lost and came back still has what was made anew elsewhere meanwhile.
+    """
     try:
-        if await copy_fragment(store.data, chunk_id, record, index, source, target):
-            return
+        if await has_whole_fragment(store.data, chunk_id, record, index, target):
+            return False
+        if await copy_fragment(store.data, chunk_id, record, index, source=source, target=target):
+            return True
     except NodeError as error:
         _note(store, target.node_id, error)
         raise _translated(error, chunk_id) from error
     await store.data.rebuild(chunk_id, record, [index], {index: target})
+    return True
 
 
 def _note(store: Store, node_id: NodeId, error: NodeError) -> None:

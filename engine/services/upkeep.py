@@ -82,6 +82,9 @@ class Upkeep:
                 await self._census.run(self._slice_over())
             elif await self._rebalance.due():
                 await self._rebalance.run(self._slice_over())
+                if not await self._rebalance.due():
+                    # What it left behind goes now.
+                    self._urgent_at = float("-inf")
             elif not self._woken.is_set():
                 self._next_in = census_in
                 return
@@ -106,7 +109,7 @@ class Upkeep:
         elif left:
             self._try_all_at = min(self._try_all_at, now + self._interval_s)
         made += await rebuild_nodes(self._store, rate=self._repair_rate, stop=self.interrupted)
-        await delete_strays(self._store)
+        await delete_strays(self._store, keep_wanted=await self._rebalance.due())
         if made:
             await _ask_for_census(self._store)
 

@@ -74,11 +74,19 @@ async def test_what_a_lost_member_had_is_made_anew_elsewhere_and_said_when_prove
         assert after.as_of_ms > census.as_of_ms
         assert (after.whole, after.missing) == (census.fragments, 0)
         assert (await cluster.engine.fsck(deep=True)).clean
-        # It comes back: what it has too many goes, and it gets its share again.
+        # It comes back, with one byte flipped: it keeps what it has, but for that fragment, and
+        # what was made elsewhere goes.
+        node = cluster.machines["m2"].drives[0].node
+        assert node is not None
+        damaged = next(iter(node.memory.fragments.values()))
+        damaged[7] ^= 1
         cluster.machines["m2"].switch(on=True)
         await cluster.set_health("m2", "up")
         await cluster.settle()
         assert cluster.machines["m2"].fragments == had
+        progress = await Progress.load(cluster.store, REBALANCE)
+        assert progress is not None
+        assert progress.record.size == len(damaged)
         await check(cluster)
 
 
