@@ -16,6 +16,7 @@ import msgspec
 import trio
 
 import engine.commit
+import engine.conditions
 import engine.objects
 import engine.services.leases
 from engine.data.batch import Batch, Job
@@ -106,7 +107,7 @@ def no_hash_check() -> Iterator[None]:
 def conditions_checked_early_only() -> Iterator[None]:
     """Check, then act: the condition is looked at before the bytes come, not in the commit."""
     original = engine.objects.Objects._refuse_early
-    check = engine.objects.check_write
+    check = engine.conditions.check_write
     early = False
 
     async def refuse_early(self: Any, *args: Any) -> None:
@@ -158,7 +159,7 @@ def discard_when_unknown() -> Iterator[None]:
         try:
             return await original(store, staged, body)
         except Unavailable:
-            await staged.discard()
+            await staged.discard()  # noqa: ASYNC120  shields itself
             raise
 
     with patch("engine.objects.commit", commit), patch("engine.multipart.commit", commit):

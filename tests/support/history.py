@@ -116,18 +116,29 @@ class Workload:
         key = self._chance.choice(self._keys)
         match kind:
             case "put":
-                return Call(kind=kind, key=key, parts=(self._bytes(),), **self._conditions(key))
+                return self._call(kind, key, (self._bytes(),), self._conditions(key))
             case "multipart":
                 parts = tuple(self._bytes() for _ in range(self._chance.randint(1, 3)))
-                return Call(kind=kind, key=key, parts=parts, **self._conditions(key))
+                return self._call(kind, key, parts, self._conditions(key))
             case "delete":
                 condition = self._conditions(key)
                 condition.pop("if_none_match", None)
-                return Call(kind=kind, key=key, **condition)
+                return self._call(kind, key, (), condition)
             case "list":
                 return Call(kind=kind, key=self._chance.choice(["", key[:-1]]))
             case _:
                 return Call(kind=kind, key=key)
+
+    def _call(
+        self, kind: Kind, key: str, parts: tuple[bytes, ...], conditions: Mapping[str, str]
+    ) -> Call:
+        return Call(
+            kind=kind,
+            key=key,
+            parts=parts,
+            if_match=conditions.get("if_match"),
+            if_none_match=conditions.get("if_none_match"),
+        )
 
     def _conditions(self, key: str) -> dict[str, str]:
         draw = self._chance.random()
@@ -359,7 +370,7 @@ def run_clients(
             while not stop.is_set():
                 if not client.step(chance.choice(mine)):
                     stop.wait(PAUSE_S)
-        except BaseException as error:  # noqa: BLE001  raised again in the caller's thread
+        except BaseException as error:  # noqa: BLE001, ASYNC103  raised in the caller's thread
             errors.append(error)
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(clients)]
@@ -385,7 +396,11 @@ class Boto3Door:
         self._bucket = bucket
 
     def _call(self, name: str, **parameters: Any) -> Any:
-        from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
+        from botocore.exceptions import (  # type: ignore[import-untyped]  # it has no types
+            BotoCoreError,
+            ClientError,
+            HTTPClientError,
+        )
 
         try:
             return getattr(self._client, name)(Bucket=self._bucket, **parameters)

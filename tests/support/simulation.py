@@ -89,7 +89,7 @@ def simulate(seed: int) -> Outcome:
             finally:
                 for machine in world.machines.values():
                     machine.shelf.close()
-    except BaseException as error:
+    except BaseException as error:  # noqa: ASYNC103  outside of any run
         if isinstance(error, KeyboardInterrupt):
             raise
         outcome.problems.append("".join(traceback.format_exception(error)))

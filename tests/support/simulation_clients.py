@@ -164,9 +164,11 @@ class Clients:
     async def _do(self, engine: Engine, call: Call) -> object:
         match call.kind:
             case "put":
-                return await _put(engine, call)
+                await _put(engine, call)
+                return None
             case "multipart":
-                return await _multipart(engine, call)
+                await _multipart(engine, call)
+                return None
             case "delete":
                 return await engine.delete(BUCKET, call.key, conditions=conditions_of(call))
             case "list":

@@ -277,7 +277,7 @@ class Gateways:
                     gateway.engine = opened
                     yield gateway
                     gateway.tasks.cancel_scope.cancel()
-            except BaseException as error:
+            except BaseException as error:  # noqa: ASYNC103  Cancelled is no Exception
                 cause = first_error(error) if isinstance(error, BaseExceptionGroup) else error
                 # Code that runs on after the crash may stumble over it.
                 if not (gateway.crashed and isinstance(cause, Exception)):

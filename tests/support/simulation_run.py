@@ -56,7 +56,7 @@ def _patched(seed: int, chance: random.Random) -> Iterator[None]:
                 await trio.sleep(chance.random() * _THREAD_S_MAX)
         return result
 
-    scheduler = trio._core._run  # type: ignore[attr-defined]
+    scheduler = trio._core._run
     state = scheduler._r.getstate()
     scheduler._r.seed(seed)
     try:
