@@ -13,7 +13,7 @@ from engine.node.disk import Disk, write_all
 
 FILE = "drive.json"
 VOLUMES = "volumes"
-_FORMAT = 1
+_FORMAT = 2
 _IGNORED = {"lost+found", FILE + ".new"}
 
 
@@ -47,7 +47,7 @@ class DriveForeign(DriveUnusable):
 
 
 class DriveUnreadable(DriveUnusable):
-    """The folder, or its identity, cannot be read, or is of a later format."""
+    """The folder, or its identity, cannot be read, or is of another format."""
 
     kind = "unreadable"
 

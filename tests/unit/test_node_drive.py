@@ -64,6 +64,20 @@ def test_each_reason_not_to_open_has_its_error(tmp_path: Path) -> None:
         reopen(tmp_path / "drive")
 
 
+def test_drive_of_another_format_is_refused_and_left_alone(tmp_path: Path) -> None:
+    drive = new_drive(tmp_path)
+    put(drive, fragment(1), b"x")
+    drive.close()
+    file = tmp_path / "drive.json"
+    file.write_text(file.read_text().replace('"format":2', '"format":1'))
+    with pytest.raises(DriveUnreadable, match="format 1"):
+        reopen(tmp_path)
+    file.write_text(file.read_text().replace('"format":1', '"format":2'))
+    drive = reopen(tmp_path)
+    assert everything(drive) == {fragment(1): b"x"}
+    drive.close()
+
+
 def test_lost_identity_of_a_drive_with_volumes_is_not_taken_for_an_empty_folder(
     tmp_path: Path,
 ) -> None:
