@@ -190,8 +190,13 @@ class NodePool:
                 draining.append(slot.node)
             else:
                 fit[node_id] = (slot.node, slot.candidate)
-        order = place(chunk_id, len(fit), [candidate for _, candidate in fit.values()])
+        # Those that come into question when some refuse are in order; the rest is a last resort.
+        ordered = 2 * least + 4
+        order = place(chunk_id, ordered, [candidate for _, candidate in fit.values()])
         nodes = [fit[node_id][0] for node_id in order]
+        if len(nodes) < len(fit):
+            chosen = set(order)
+            nodes += [node for node_id, (node, _) in fit.items() if node_id not in chosen]
         return nodes if len(nodes) >= least else nodes + draining + doubtful
 
     def spare(self, chunk_id: ChunkId, taken: Collection[NodeId]) -> list[NodeId]:

@@ -49,7 +49,8 @@ def place(
 
     Args:
         used_domains: those of fragments that the chunk has elsewhere already, one for each.
-    Cost: about 1 µs per candidate, and width x candidates steps when domains are given.
+    Cost: about 2 µs per candidate; when there are domains within domains, up to width x candidates
+    steps more.
     """
     ranked = sorted(
         ((score(chunk_id, candidate), candidate.node_id, candidate) for candidate in candidates),
@@ -58,18 +59,40 @@ def place(
     )
     if not any(candidate.domain for candidate in candidates):
         return [node_id for _, node_id, _ in ranked[:width]]
-    left = [candidate for _, _, candidate in ranked]
+    elsewhere = list(used_domains)
+    # Levels at which all are alike say nothing, and are many in small clusters.
+    start = _common([*(candidate.domain for candidate in candidates), *elsewhere])
     used: dict[tuple[str, ...], int] = {}
-    for domain in used_domains:
-        _crowd(domain, used)
+    for domain in elsewhere:
+        _crowd(domain[start:], used)
+    left = [(candidate.node_id, candidate.domain[start:]) for _, _, candidate in ranked]
     chosen: list[NodeId] = []
+    least: tuple[int, ...] = ()
     while left and len(chosen) < width:
-        # min() keeps the first of equals, and ``left`` is in order of score.
-        best = min(left, key=lambda candidate: _crowding(candidate.domain, used))
-        left.remove(best)
-        chosen.append(best.node_id)
-        _crowd(best.domain, used)
+        # The first of equals: ``left`` is in order of score. Crowding only grows, so none can be
+        # less crowded than the last one was.
+        at, crowding = 0, _crowding(left[0][1], used)
+        for position in range(1, len(left)):
+            if crowding <= least:
+                break
+            other = _crowding(left[position][1], used)
+            if other < crowding:
+                at, crowding = position, other
+        least = crowding
+        node_id, domain = left.pop(at)
+        chosen.append(node_id)
+        _crowd(domain, used)
     return chosen
+
+
+def _common(domains: Sequence[tuple[str, ...]]) -> int:
+    """Return how many outermost levels all domains share, each keeping one level at least."""
+    first = domains[0]
+    shared = min(len(domain) for domain in domains) - 1
+    for level in range(shared):
+        if any(domain[level] != first[level] for domain in domains):
+            return level
+    return max(shared, 0)
 
 
 def plan_moves(

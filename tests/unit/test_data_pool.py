@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
+from hypothesis import given
+from hypothesis.strategies import DataObject, binary, data, lists, sampled_from, tuples
 
 from engine.data.nodes import NodePool
-from engine.data.placement import Candidate, place, plan_moves
+from engine.data.placement import Candidate, place, plan_moves, score
 from engine.ids import ChunkId, NodeId
 from engine.node.contract import NodeDown, NodeFull
 from tests.support.nodes import MemoryNode
@@ -93,6 +95,31 @@ def test_a_spare_is_in_the_domain_that_has_the_fewest() -> None:
         (spare,) = place(chunk_id, 1, left, used)
         counts = Counter([*used, candidates[spare].domain])
         assert set(counts.values()) == {2}
+
+
+def plain_place(
+    chunk_id: ChunkId, width: int, candidates: list[Candidate], used: list[tuple[str, ...]]
+) -> list[NodeId]:
+    """The rule of ``place`` without its shortcuts."""
+    counts = Counter(domain[:depth] for domain in used for depth in range(1, len(domain) + 1))
+    left = sorted(candidates, key=lambda c: (score(chunk_id, c), c.node_id), reverse=True)
+    chosen = []
+    for _ in range(min(width, len(left))):
+        best = min(left, key=lambda c: [counts[c.domain[: n + 1]] for n in range(len(c.domain))])
+        left.remove(best)
+        chosen.append(best.node_id)
+        counts.update(best.domain[: n + 1] for n in range(len(best.domain)))
+    return chosen
+
+
+@given(data())
+def test_placement_is_what_the_plain_rule_says(drawn: DataObject) -> None:
+    domains = tuples(sampled_from(["", "a"]), sampled_from(["", "b", "c"]), sampled_from("def"))
+    found = drawn.draw(lists(domains, min_size=1, max_size=12))
+    candidates = [Candidate(n, 1.0, d) for n, d in zip(node_ids(12), found, strict=False)]
+    used = drawn.draw(lists(sampled_from(found), max_size=4))
+    chunk_id = ChunkId(drawn.draw(binary(min_size=16, max_size=16)))
+    assert place(chunk_id, 6, candidates, used) == plain_place(chunk_id, 6, candidates, used)
 
 
 def test_the_pool_finds_spares_with_the_same_rule() -> None:
