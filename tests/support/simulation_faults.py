@@ -8,24 +8,28 @@ else passes, and any number of machines and gateways may suffer it at once.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import trio
 
+from engine.cluster.admin import ClusterAdmin
+from engine.cluster.wire import MemberCalls
+from engine.errors import ConfigError, EngineError
 from tests.support.simulation_gateway import Gateway
 from tests.support.simulation_machine import Countdown, Machine
 from tests.support.simulation_network import Network
 
 Kind = Literal[
     "kill", "power", "power all", "replace", "rot", "full", "slow", "cut", "cut to", "cut from",
-    "loss", "crash gateway", "stop gateway", "clock", "metadata gone", "answers lost",
+    "loss", "drain", "crash gateway", "stop gateway", "clock", "metadata gone", "answers lost",
 ]  # fmt: skip
 KINDS: tuple[Kind, ...] = get_args(Kind)
 DESTRUCTIVE: tuple[Kind, ...] = ("replace", "rot")
 OF_ALL = ("power all", "loss")
 OF_GATEWAYS = ("crash gateway", "stop gateway", "clock", "metadata gone", "answers lost")
+UNDRAIN_TRIES = 60
 CALLS_MAX = 40
 """Crashes and stops happen at one of the next so many calls: then, something is under way."""
 
@@ -97,6 +101,8 @@ class Faults:
                 await self._suffer_gateway(fault, self._chance.choice(living))
         elif fault.kind == "power all":
             await self._lose_all_power(fault)
+        elif fault.kind == "drain":
+            await self._drain(fault)
         elif fault.kind == "loss":
             self._network.loss += 0.1
             await trio.sleep(fault.for_s)
@@ -121,6 +127,27 @@ class Faults:
             machine.replace_drive()
         await trio.sleep(fault.for_s)
         machine.restart()
+
+    async def _drain(self, fault: Fault) -> None:
+        """Let an administrator empty a machine, and change their mind."""
+        await self._administer(lambda admin: admin.drain(fault.target))
+        await trio.sleep(fault.for_s)
+        for _ in range(UNDRAIN_TRIES):
+            if await self._administer(lambda admin: admin.undrain(fault.target)):
+                return
+            await trio.sleep(1.0)
+
+    async def _administer(self, work: Callable[[ClusterAdmin], Awaitable[str]]) -> bool:
+        living = [self._gateways[name] for name in sorted(self._gateways)]
+        if not living:
+            return False
+        gateway = self._chance.choice(living)
+        try:
+            await work(ClusterAdmin(gateway.engine.store, _connect_nobody))
+        except EngineError as error:
+            self._say(f"{gateway.name}: refused: {error}")
+            return isinstance(error, ConfigError)
+        return True
 
     async def _at_a_call(self, calls: Countdown, calls_max: int = CALLS_MAX) -> None:
         with trio.move_on_after(1.0):
@@ -187,3 +214,7 @@ class Faults:
                 gateway.db.answers_lost = 0.3
                 await trio.sleep(fault.for_s)
                 gateway.db.answers_lost = 0.0
+
+
+def _connect_nobody(address: str, secret: bytes) -> MemberCalls:
+    raise AssertionError("draining calls no member")
