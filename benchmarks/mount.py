@@ -86,8 +86,7 @@ def measure_reads(places: Systems, plan: Plan, show: Show) -> None:
     size = plan.shape.file_size
     data = places.server.data
 
-    def cold(mounted: Mounted) -> Run:
-        warm_drives(data)
+    def once(mounted: Mounted) -> Run:
         return read_file(mounted, size)
 
     def from_disk(mounted: Mounted) -> Run:
@@ -98,73 +97,78 @@ def measure_reads(places: Systems, plan: Plan, show: Show) -> None:
         read_file(mounted, size)
         return read_file(mounted, size)
 
-    def second(mounted: Mounted) -> Run:
-        read_file(mounted, size)
-        drop_pages(mounted.path / "file")
+    def without_pages(mounted: Mounted) -> Run:
+        # Twice: what the cache's disk could not keep up with comes by the second time.
+        for _ in range(2):
+            read_file(mounted, size)
+            drop_pages(mounted.path / "file")
         return read_file(mounted, size)
 
-    everybody = ("lode", "null", "rclone", "s3fs")
-    show(
-        figure_of(
-            in_turn(places, LARGE, everybody, cold, rounds=plan.rounds),
-            name="sequential read, cold",
-            unit="MiB/s",
-            targets=[
-                Target("40 % of null", of="null", ratio_min=0.4),
-                Target("3 times rclone", of="rclone", ratio_min=3.0),
-            ],
-            note="fresh mount; the drives' bytes are in the page cache",
+    def measured(
+        name: str,
+        load: Callable[[Mounted], Run],
+        names: tuple[str, ...],
+        *,
+        targets: list[Target],
+        note: str,
+    ) -> None:
+        runs = in_turn(places, LARGE, names, load, rounds=plan.rounds)
+        # The first one is ours, however it was mounted.
+        runs = {"lode": runs.pop(names[0]), **runs}
+        show(
+            figure_of(
+                runs, name=f"sequential read, {name}", unit="MiB/s", targets=targets, note=note
+            )
         )
+
+    warm_drives(data)
+    of_rclone = Target("3 times rclone", of="rclone", ratio_min=3.0)
+    measured(
+        "cold",
+        once,
+        ("lode", "null", "rclone", "s3fs"),
+        targets=[Target("40 % of null", of="null", ratio_min=0.4), of_rclone],
+        note="fresh mount; the drives' bytes are in the page cache",
     )
-    show(
-        figure_of(
-            in_turn(places, LARGE, ("lode", "null", "rclone"), second, rounds=plan.rounds),
-            name="sequential read, second time",
-            unit="MiB/s",
-            targets=[Target("60 % of null", of="null", ratio_min=0.6)],
-            note="read before by this mount; the kernel forgot the pages",
-        )
+    cached = Target("60 % of null", of="null", ratio_min=0.6)
+    measured(
+        "cached",
+        again,
+        ("lode", "null", "rclone"),
+        targets=[cached, of_rclone],
+        note="opened and read again: from the kernel's page cache",
     )
-    show(
-        figure_of(
-            in_turn(places, LARGE, ("lode", "null", "rclone"), again, rounds=plan.rounds),
-            name="sequential read, cached",
-            unit="MiB/s",
-            targets=[
-                Target("60 % of null", of="null", ratio_min=0.6),
-                Target("3 times rclone", of="rclone", ratio_min=3.0),
-            ],
-            note="opened and read again",
-        )
+    measured(
+        "from the disk cache",
+        without_pages,
+        ("cached", "null"),
+        targets=[cached],
+        note="slow nodes and --cache-dir; read before, and the kernel forgot it",
     )
-    show(
-        figure_of(
-            in_turn(places, LARGE, ("lode", "rclone"), from_disk, rounds=plan.rounds),
-            name="sequential read, from the disk",
-            unit="MiB/s",
-            targets=[],
-            note="nothing is in any page cache: the disk decides",
-        )
+    slow_ms = SLOW_S * 1e3
+    measured(
+        f"nodes {slow_ms:.0f} ms slow",
+        once,
+        ("slow",),
+        targets=[Target("500 MB/s", value_min=500e6 / MIB)],
+        note="every call of every node takes so much longer",
     )
-    slow = in_turn(places, LARGE, ("slow",), cold, rounds=plan.rounds)
-    show(
-        figure_of(
-            {"lode": slow["slow"]},
-            name=f"sequential read, nodes {SLOW_S * 1e3:.0f} ms slow",
-            unit="MiB/s",
-            targets=[Target("500 MB/s", value_min=500e6 / MIB)],
-            note="every call of every node takes so much longer",
-        )
+    measured(
+        "from the drives",
+        from_disk,
+        ("lode", "rclone"),
+        targets=[],
+        note="nothing is in any page cache: the disk decides",
     )
 
 
 def measure_random(places: Systems, plan: Plan, show: Show) -> None:
     """4 KiB at random places, one after the other, past the kernel's page cache."""
     whole = plan.shape.file_size
+    warm_drives(places.server.data)
 
     def within(size: int) -> Callable[[Mounted], Run]:
         def load(mounted: Mounted) -> Run:
-            warm_drives(places.server.data)
             random_reads(mounted, size, seconds=1)
             return random_reads(mounted, size, seconds=plan.seconds)
 

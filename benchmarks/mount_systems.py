@@ -73,6 +73,9 @@ def systems(server: Lode, folder: Path, *, file_size: int) -> Systems:
         open={
             "lode": lambda bucket: run("lode", [*lode, bucket]),
             "slow": lambda bucket: run("slow", [*slow, bucket], after=(str(SLOW_S),)),
+            "cached": lambda bucket: run(
+                "cached", [*slow, bucket], after=(str(SLOW_S), str(folder / "cache"))
+            ),
             "null": lambda bucket: run("null", null, read_ahead=True),
             "rclone": lambda bucket: run(
                 "rclone",
@@ -164,7 +167,7 @@ def _wait_until_usable(name: str, path: Path, process: subprocess.Popen[bytes], 
             end = log.read_text(errors="replace")[-600:]
             raise BenchmarkFailed(f"{name} did not mount: {end}")
         time.sleep(0.02)
-    if name in ("lode", "slow"):
+    if name in ("lode", "slow", "cached"):
         while b"ready" not in log.read_bytes():
             time.sleep(0.02)
 

@@ -6,7 +6,9 @@ import ctypes
 import errno
 import os
 import select
-from collections.abc import Awaitable, Callable
+import subprocess
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyfuse3
@@ -15,6 +17,12 @@ import structlog
 READ_AHEAD_KB = 4096
 _MNT_FORCE = 1
 _UMOUNT_NOFOLLOW = 8
+
+CONNECTIONS = Path("/sys/fs/fuse/connections")
+_ABORT_ON_TERM = """trap 'echo 1 > "$0"; exit' TERM; read -r _"""
+"""For a shell. It also ends when its standard input is closed."""
+
+_HELPER_S = 10.0
 
 
 def device_of(target: Path) -> str:
@@ -57,6 +65,46 @@ def abort(target: Path) -> None:
         number = ctypes.get_errno()
         if number != errno.EBUSY:
             raise OSError(number, os.strerror(number))
+
+
+@contextmanager
+def freed_when_killed(target: Path, log: structlog.typing.FilteringBoundLogger) -> Iterator[None]:
+    """See to it that whoever uses the mount is set free should this process be killed.
+
+    The kernel does that by itself when the last descriptor of ``/dev/fuse`` is closed. But a thread
+    that tells it what changed may wait there, not to be killed, for the lock of a directory whose
+    holder waits for an answer of this mount: then nothing is ever closed, and both wait for ever.
+    So a shell waits beside, to abort the connection when this thread dies. What is mounted stays,
+    as it does after any other kill: nobody is to write into the folder below by mistake.
+
+    Source: proc(5) and prctl(2), PR_SET_PDEATHSIG: the signal comes when the *thread* ends that
+    started the child. Call on the main thread.
+    """
+    try:
+        path = CONNECTIONS / device_of(target).rpartition(":")[2] / "abort"
+        if not path.exists():
+            command = ["mount", "-t", "fusectl", "fusectl", str(CONNECTIONS)]
+            subprocess.run(command, capture_output=True, check=False, timeout=_HELPER_S)
+        if not path.exists():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+        shell = subprocess.Popen(
+            ["setpriv", "--pdeathsig", "TERM", "/bin/sh", "-c", _ABORT_ON_TERM, str(path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd="/",
+            start_new_session=True,
+        )
+    except OSError as error:
+        log.info("who uses the mount may hang should it be killed", error=error.strerror)
+        yield
+        return
+    try:
+        yield
+    finally:
+        assert shell.stdin is not None
+        shell.stdin.close()
+        shell.wait(_HELPER_S)
 
 
 def surely_readable(

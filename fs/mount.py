@@ -27,7 +27,7 @@ from engine.errors import ConfigError, NoSuchBucket
 from fs.cache_folder import CacheFolder
 from fs.disk_cache import DiskCache
 from fs.invalidation import Invalidation
-from fs.kernel import abort, raise_read_ahead, read_without_blocking
+from fs.kernel import abort, freed_when_killed, raise_read_ahead, read_without_blocking
 from fs.metrics import MountMetrics
 from fs.operations import Operations
 from fs.options import MountOptions
@@ -133,7 +133,8 @@ async def run_mount(
     try:
         read_without_blocking(partial(_kernel_is_gone, stop, log))
         services = operations.services + ([] if metrics is None else [metrics.keep_up])
-        await _serve(view, operations, guard, services, stop=stop, ready=ready)
+        with freed_when_killed(options.target, log):
+            await _serve(view, operations, guard, services, stop=stop, ready=ready)
     finally:
         pyfuse3.close(unmount=True)
         if view.cache is not None:

@@ -16,42 +16,20 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.support.clients import find_command
+from tests.support.lode_mount import lode_mount
 from tests.support.mounts import run
-from tests.support.server import LODE, ROOT, Server, clean_environment
+from tests.support.server import ROOT, Server, clean_environment
 
 MIB = 1 << 20
 SEEN_S = 20.0
 READ_AHEAD_KB = 4096
-
-
-@contextmanager
-def lode_mount(store: Path, bucket: str, path: Path) -> Iterator[subprocess.Popen[str]]:
-    """Run ``lode mount --foreground`` until the block ends; unmounted whatever happens."""
-    path.mkdir(exist_ok=True)
-    command = [*LODE, "mount", "--foreground", "--data", str(store), bucket, str(path)]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, env=clean_environment(), cwd=ROOT
-    ) as process:
-        try:
-            assert process.stdout is not None
-            assert process.stdout.readline().startswith("ready")
-            yield process
-            process.terminate()
-            assert process.wait(60) == 0
-        finally:
-            if process.poll() is None:
-                process.kill()
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(60)
-            if os.path.ismount(path) or not os.access(path, os.F_OK):
-                subprocess.run(["umount", "-l", str(path)], check=False, capture_output=True)
 
 
 @pytest.fixture(scope="module")
