@@ -23,17 +23,20 @@ where there are any: the kernel then has fewer pages to look up."""
 _HUGE_PAGE: Final = 2 << 20
 
 
-Storage: TypeAlias = bytearray | mmap.mmap
+Storage: TypeAlias = bytearray | memoryview
 
 
-def _allocate(size: int) -> Storage:
+def _allocate(size: int) -> list[Storage]:
+    """Return fresh storage of ``size`` bytes, several of them where they fill a huge page."""
     if size < MAPPED_MIN:
-        return bytearray(size)
-    storage = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if size >= _HUGE_PAGE:
+        return [bytearray(size)]
+    count = max(1, _HUGE_PAGE // size)
+    mapped = mmap.mmap(-1, size * count, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if size * count >= _HUGE_PAGE:
         with contextlib.suppress(OSError):  # a kernel without huge pages
-            storage.madvise(mmap.MADV_HUGEPAGE)
-    return storage
+            mapped.madvise(mmap.MADV_HUGEPAGE)
+    whole = memoryview(mapped)
+    return [whole[begin : begin + size] for begin in range(0, size * count, size)]
 
 
 class Budget:
@@ -153,7 +156,11 @@ class BufferPool:
         if kept:
             self.idle -= size
             return Buffer(self, kept.pop(), granted)
-        return Buffer(self, _allocate(size), granted)
+        first, *others = _allocate(size)
+        if others:
+            self.idle += size * len(others)
+            self._idle.setdefault(size, []).extend(others)
+        return Buffer(self, first, granted)
 
     def _take_back(self, storage: Storage, granted: bool) -> None:
         size = len(storage)
