@@ -68,7 +68,7 @@ def test_a_cluster_grows_loses_a_member_gets_it_back_and_is_drained(cluster: Dae
 
         # It comes back, with its old bytes: they go, and it gets its share again.
         cluster.start("m2")
-        cluster.wait_until(lambda: cluster.healths()["m2"] == "up" and cluster.is_whole())
+        cluster.wait_until(lambda: cluster.all_up() and cluster.is_whole())
 
         # One is emptied and taken out.
         cluster.run("node", "drain", "m5", "--wait")

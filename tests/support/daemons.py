@@ -13,7 +13,7 @@ from typing import Any
 from tests.support.server import STOP_S, Server, lode, serving
 
 QUICK = (
-    *("--heartbeat", "0.5", "--suspect-after", "2", "--down-after", "4", "--lost-after", "2"),
+    *("--heartbeat", "0.5", "--suspect-after", "3", "--down-after", "8", "--lost-after", "2"),
     *("--workers", "1"),
 )
 """A gateway that gives up on members within seconds."""
@@ -77,6 +77,12 @@ class Daemons:
 
     def healths(self) -> dict[str, str]:
         return {member["name"]: member["health"] for member in self.status()["members"]}
+
+    def all_up(self) -> bool:
+        status = self.status()
+        return all(member["health"] == "up" for member in status["members"]) and all(
+            drive["state"] == "up" for drive in status["drives"]
+        )
 
     def wait_until(self, condition: Callable[[], bool]) -> None:
         """Wait for something that other processes do; there is no event for it."""
