@@ -39,7 +39,6 @@ METHODS = frozenset(
 NO_ANSWER = 499
 """Counted where the client left, or was cut off, before the head of the answer; as nginx does."""
 
-NEXT_MS = 5
 LINGER_S = 2.0
 LINGER_SIZE = 8 << 20
 
@@ -249,11 +248,13 @@ class DavConnection(cheroot_server.HTTPConnection):
         return False
 
     def _next_comes_at_once(self) -> bool:
-        """Whether the client's next request begins within ``NEXT_MS`` and nobody waits for the
-        thread: handing the connection back and forth costs as much as a small request."""
-        if self.server.must_hand_back():
+        """Whether the client's next request begins soon, and nobody needs the thread: handing the
+        connection back and forth costs as much as a small request, and takes longer where
+        threads wait for a processor."""
+        patience_ms = self.server.patience_ms()
+        if not patience_ms:
             return False
-        return self.rfile.has_data() or wait_readable(self.socket, NEXT_MS)
+        return self.rfile.has_data() or wait_readable(self.socket, patience_ms)
 
     def _shake_hands(self) -> bool:
         assert self.server.tls is not None

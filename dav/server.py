@@ -38,6 +38,9 @@ WsgiApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 PAUSE_S = 0.2
 """Before the next try to accept when no descriptors are left."""
+PATIENCE_MS = 100
+"""Clients that pause a little between requests, as rclone does, keep their thread."""
+CROWDED_MS = 2
 KILL_S = 5.0
 """For threads to end once their connections were cut off."""
 
@@ -86,6 +89,10 @@ class _Threads(threadpool.ThreadPool):
         worker.daemon = True
         worker.start()
         return worker
+
+    @property
+    def count(self) -> int:
+        return len(self._threads)
 
     def grow(self, amount: int) -> None:
         for _ in range(amount):
@@ -173,9 +180,12 @@ class DavServer(cheroot_server.HTTPServer):
             self.log.warning("dav.overloaded", peer=conn.remote_addr)
             conn.close()
 
-    def must_hand_back(self) -> bool:
-        """Whether a thread should leave its connection now: for another one, or for a stop."""
-        return not self.ready or self.requests.qsize > 0
+    def patience_ms(self) -> int:
+        """Return how long a thread may wait for its connection's next request: not at all when
+        another connection, or a stop, waits for it, and not long when many threads are taken."""
+        if not self.ready or self.requests.qsize > 0:
+            return 0
+        return PATIENCE_MS if self.requests.count < self.limits.threads_max // 2 else CROWDED_MS
 
     def stop(self) -> None:
         """Accept no more, let running requests end for ``limits.stop_s``, then cut them off."""
