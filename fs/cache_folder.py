@@ -228,19 +228,20 @@ class CacheFolder:
             segment.touched_at = now
             os.utime(segment.descriptor)
 
-    def next_block(self, body: Body, number: int, end: int) -> int:
-        """Return the first block from ``number`` on that is here, or ``end``. Raises: OSError."""
+    def next_run(self, body: Body, number: int, end: int, length: int) -> int:
+        """Return where ``length`` blocks in a row are here, from block ``number`` on; or as many as
+        there are before ``end``; or ``end``. Raises: OSError."""
+        run = 0
         while number < end:
             with self._segment(body, number // SEGMENT_BLOCKS) as segment:
                 stop = min(end, (number // SEGMENT_BLOCKS + 1) * SEGMENT_BLOCKS)
-                if segment is None:
-                    number = stop
-                    continue
                 while number < stop:
-                    if segment.has(number % SEGMENT_BLOCKS):
-                        return number
+                    here = segment is not None and segment.has(number % SEGMENT_BLOCKS)
+                    run = run + 1 if here else 0
                     number += 1
-        return end
+                    if run == length:
+                        return number - run
+        return end - run
 
     # Writing
 

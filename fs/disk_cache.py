@@ -39,6 +39,9 @@ BATCH = 16
 AHEAD_BLOCKS = 8 * SEGMENT_BLOCKS
 """So far ahead a stream of the store looks for what is in the cache already."""
 
+RUN_BLOCKS_MIN = 16
+"""A stream of the store is not ended for fewer: to begin another costs more than they save."""
+
 SLOW_S_MIN = 0.003
 SLOW_RATE = 150e6
 """Bytes per second: a read that takes longer than both say was slow."""
@@ -180,12 +183,14 @@ class DiskCache:
         count = await self.read(body, number, memoryview(into))
         return into if count == len(into) else None
 
-    async def next_block(self, body: Body, number: int) -> int:
-        """Return the first block from ``number`` on that is here, as far as it is worth looking;
-        else where the look ended."""
+    async def next_run(self, body: Body, number: int) -> int:
+        """Return the block from ``number`` on where it is worth while to read from the cache
+        again, as far as it was looked for; else where the look ended."""
         end = min(body.blocks, number + AHEAD_BLOCKS)
         return await self._in_thread(
-            "read", partial(self.folder.next_block, body, number, end), body.blocks
+            "read",
+            partial(self.folder.next_run, body, number, end, RUN_BLOCKS_MIN),
+            body.blocks,
         )
 
     # Feeding
@@ -231,7 +236,7 @@ class CachedStream:
     __slots__ = (
         "_body",
         "_cache",
-        "_done",
+        "_collect_from",
         "_end",
         "_engine",
         "_opened",
@@ -256,6 +261,8 @@ class CachedStream:
         """Bytes that the store gives first and nobody asked for: they make a block whole."""
         self._run = memoryview(b"")
         self._slot: Slot | None = None
+        self._collect_from = 0
+        """Blocks before it are not collected: the disk could not keep up."""
 
     def __aiter__(self) -> CachedStream:
         return self
@@ -294,7 +301,7 @@ class CachedStream:
             found = self._run[within : end - number * BLOCK_SIZE]
             self._position = end
             return found
-        following = await cache.next_block(self._body, number + 1)
+        following = await cache.next_run(self._body, number + 1)
         self._stop = min(self._end, following * BLOCK_SIZE)
         # The store reads and verifies whole blocks anyway.
         self._position, self._skip = number * BLOCK_SIZE, within
@@ -323,8 +330,11 @@ class CachedStream:
         while buffer:
             number, within = divmod(position, BLOCK_SIZE)
             count = min(len(buffer), body.length(number) - within)
-            if within == 0:
+            if within == 0 and number >= self._collect_from:
                 self._slot = cache.slot(body, number)
+                if self._slot is None:
+                    # Few long holes are read faster than many short ones.
+                    self._collect_from = (number // SEGMENT_BLOCKS + 1) * SEGMENT_BLOCKS
             if self._slot is not None:
                 data = self._slot.data
                 data[within : within + count] = buffer[:count]

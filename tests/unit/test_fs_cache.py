@@ -72,9 +72,12 @@ def test_blocks_come_back_in_runs_and_over_a_restart(tmp_path: Path) -> None:
         assert read(folder, long, 63, 3 * BLOCK_SIZE) == content(long, 63) + content(long, 64)
         assert read(folder, long, 70) == content(long, 70)
         assert read(folder, long, 3, BLOCK_SIZE - 1) == b"", "only whole blocks"
-        assert [folder.next_block(long, number, 71) for number in (0, 2, 4, 65)] == [0, 3, 63, 70]
-        assert folder.next_block(long, 4, 20) == 20
-        assert folder.next_block(body(2, 10**9), 0, 1000) == 1000
+        firsts = [folder.next_run(long, number, 71, 1) for number in (0, 2, 4, 65)]
+        assert firsts == [0, 3, 63, 70]
+        assert [folder.next_run(long, number, 69, 2) for number in (0, 1, 64)] == [0, 63, 69]
+        assert folder.next_run(long, 65, 71, 2) == 70, "no more follow"
+        assert folder.next_run(long, 4, 20, 1) == 20
+        assert folder.next_run(body(2, 10**9), 0, 1000, 1) == 1000
         folder.close()
         folder = taken(tmp_path)
         assert folder.used == disk_usage(tmp_path)
@@ -301,7 +304,7 @@ async def read_all(cache: DiskCache, opened: OpenedObject, start: int, end: int)
 
 
 async def test_what_was_fetched_once_is_not_fetched_again(tmp_path: Path) -> None:
-    size = 9 * BLOCK_SIZE + 77
+    size = 29 * BLOCK_SIZE + 77
     data = pattern(size)
     far = Far(tmp_path / "cache")
     async with engine_in(tmp_path) as engine, trio.open_nursery() as nursery:
@@ -311,19 +314,19 @@ async def test_what_was_fetched_once_is_not_fetched_again(tmp_path: Path) -> Non
         await put(engine, "bucket", "key", data)
         async with await engine.open("bucket", "key") as opened:
             # The middle first, from within a block; then all.
-            begin, end = 3 * BLOCK_SIZE - 5, 6 * BLOCK_SIZE + 5
+            begin, end = 3 * BLOCK_SIZE - 5, 22 * BLOCK_SIZE + 5
             assert await read_all(far.cache, opened, begin, end) == data[begin:end]
             # The block that it began in is whole; the one that it ended in is not.
-            await far.stored(4)
+            await far.stored(20)
             assert await read_all(far.cache, opened, 0, size) == data
-            await far.stored(10)
-            assert far.cache.stats.hits == 4
+            await far.stored(30)
+            assert far.cache.stats.hits == 20
             # Nothing is left to read from; and another version has other bytes.
             rename_in_drives(tmp_path, "volumes", "away")
             hits = far.cache.stats.hits
             for begin, end in ((0, size), (100, 200), (size - 1, size), (5, size - 5)):
                 assert await read_all(far.cache, opened, begin, end) == data[begin:end]
-            assert far.cache.stats.hits - hits == 10 + 1 + 1 + 10
+            assert far.cache.stats.hits - hits == 30 + 1 + 1 + 30
             rename_in_drives(tmp_path, "away", "volumes")
         nursery.cancel_scope.cancel()
     far.cache.close()
