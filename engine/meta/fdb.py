@@ -46,6 +46,9 @@ _LIMIT = frozenset({2101, 2102, 2103})
 """Transaction, key or value too large."""
 _TOO_MANY_WATCHES = 1032
 
+_RETRY_MS_MAX = 200
+"""FoundationDB's own second is long for writers of one key who lost a few races."""
+
 _CANCEL_AGAIN_S = 0.1
 _CLEAR_MS_MAX = 1000
 
@@ -137,7 +140,11 @@ class FdbDatabase:
         self._closing = False
         self._idle = trio.Event()
         self._closed = trio.Event()
-        library.set_default_timeout(pointer, max(1, int(options.timeout_s * 1000)))
+        library.set_defaults(
+            pointer,
+            timeout_ms=max(1, int(options.timeout_s * 1000)),
+            retry_ms_max=_RETRY_MS_MAX,
+        )
 
     async def connect(self, location: FdbLocation) -> None:
         """Wait for the cluster's first answer, and clear markers that dead processes left.

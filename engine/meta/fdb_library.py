@@ -38,7 +38,7 @@ _MUTATION_ADD = 2
 _MUTATION_VERSIONSTAMPED_KEY = 14
 _CONFLICT_READ = 0
 _RETRYABLE, _MAYBE_COMMITTED = 50000, 50001
-_TIMEOUT_OPTION = 500
+_TIMEOUT_OPTION, _RETRY_DELAY_OPTION = 500, 502
 _SIZE_KNOB = "transaction_size_limit=12000000"
 """The contract's 10 MB are keys and values; FoundationDB's own count adds conflict ranges."""
 _WANT_ALL, _EXACT = -2, 0
@@ -209,9 +209,14 @@ class Library:
         code: int = self._create_database(str(cluster_file).encode(), self._to_pointer)
         return code, self._pointer.value or 0
 
-    def set_default_timeout(self, database: int, milliseconds: int) -> None:
-        """Bound every transaction of the database, its retries included."""
-        self._database_option(database, _TIMEOUT_OPTION, milliseconds.to_bytes(8, "little"), 8)
+    def set_defaults(self, database: int, *, timeout_ms: int, retry_ms_max: int) -> None:
+        """Bound every transaction of the database, its retries included, and the delay before a
+        retry, which doubles with each."""
+        for option, value in (
+            (_TIMEOUT_OPTION, timeout_ms),
+            (_RETRY_DELAY_OPTION, retry_ms_max),
+        ):
+            self._database_option(database, option, value.to_bytes(8, "little"), 8)
 
     def create_transaction(self, database: int) -> int:
         self._create_transaction(database, self._to_pointer)
