@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,11 +18,32 @@ from engine import Engine, prepare_store
 from engine.cluster.admin import make_secret
 from engine.config import Profile, StoreConfig
 from engine.errors import ConfigError
+from engine.metadata import find_identity
 from engine.node.wire.auth import Secret
 
 
+def join_cluster(data: Path, meta: str) -> None:
+    """Make the data folder of another gateway, of the store whose metadata is at ``meta``.
+
+    Prints one line for scripts on standard output; repeating it changes nothing.
+    Raises: ConfigError, Unavailable.
+    """
+    configure_logs("warning", as_json=False)
+    identity = trio.run(find_identity, StoreConfig(data=data, meta=meta), now_ms())
+    print(f"joined {shlex.quote(str(data))} store={identity.store_id}")
+
+
+def now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
 def init_cluster(
-    data: Path, profile: str, secret_file: Path | None, environment: Mapping[str, str]
+    data: Path,
+    profile: str,
+    secret_file: Path | None,
+    environment: Mapping[str, str],
+    *,
+    meta: str = "",
 ) -> None:
     """Make the store if the folder is new: identity, profile, secret, credentials.
 
@@ -40,7 +62,7 @@ def init_cluster(
             Secret(secret := secret.strip())
         except ValueError as error:
             raise ConfigError(str(error)) from None
-    config = StoreConfig(data=data, profile=Profile.parse(profile))
+    config = StoreConfig(data=data, meta=meta, profile=Profile.parse(profile))
     trio.run(lambda: prepare_store(config, cluster=True, cluster_secret=secret))
     credentials = load_or_create(data)
     print(f"cluster {shlex.quote(str(data))} credentials={shlex.quote(credentials.where)}")

@@ -23,9 +23,33 @@ DataOption = Annotated[
 ]
 
 
+MetaOption = Annotated[
+    str | None,
+    typer.Option(
+        "--meta",
+        metavar="PLACE",
+        help="Where the metadata is, for several gateways: fdb:CLUSTERFILE. (LODE_META; default: "
+        "the data folder itself)",
+        show_default=False,
+    ),
+]
+
+
+@cluster_app.command(help=help.CLUSTER_JOIN)
+def join(
+    meta: Annotated[str, typer.Argument(metavar="PLACE", show_default=False)],
+    data: DataOption = None,
+) -> None:
+    from cli.cluster import join_cluster
+    from cli.settings import data_folder, metadata_place
+
+    join_cluster(data_folder(data, os.environ), metadata_place(meta, os.environ))
+
+
 @cluster_app.command(help=help.CLUSTER_INIT)
 def init(
     data: DataOption = None,
+    meta: MetaOption = None,
     profile: Annotated[
         str,
         typer.Option(
@@ -42,9 +66,15 @@ def init(
     ] = None,
 ) -> None:
     from cli.cluster import init_cluster
-    from cli.settings import data_folder
+    from cli.settings import data_folder, metadata_place
 
-    init_cluster(data_folder(data, os.environ), profile, secret_file, os.environ)
+    init_cluster(
+        data_folder(data, os.environ),
+        profile,
+        secret_file,
+        os.environ,
+        meta=metadata_place(meta, os.environ),
+    )
 
 
 @cluster_app.command(help=help.CLUSTER_SECRET)

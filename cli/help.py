@@ -82,6 +82,15 @@ CLUSTER_INIT = "\n\n".join(
     )
 )
 
+CLUSTER_JOIN = "\n\n".join(
+    (
+        "Make the data folder of another gateway of a store whose metadata is on FoundationDB.",
+        "    lode cluster join fdb:/etc/foundationdb/fdb.cluster --data /var/lib/lode",
+        "The folder holds nothing that another gateway needs. lode serve, mount and all other "
+        "commands then take --data alone.",
+    )
+)
+
 CLUSTER_SECRET = "\n\n".join(
     (
         "Print the secret that all parts of the cluster share; make it if there is none yet.",

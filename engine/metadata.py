@@ -66,24 +66,32 @@ async def open_place(config: StoreConfig, location: FdbLocation | None) -> Async
         yield database
 
 
-async def shared_store_id(config: StoreConfig) -> str | None:
-    """Return the id that all data folders of this store have, made if it is new; None: there is
-    one folder, which knows it.
+async def shared_store_id(config: StoreConfig, *, make: bool) -> str | None:
+    """Return the id that all data folders of this store have; None: there is one folder, which
+    knows it.
 
-    Raises: ConfigError, Unavailable.
+    Args:
+        make: a store that is not there yet gets an id.
+    Raises:
+        ConfigError: no store is there; Unavailable.
     """
-    if metadata_location(config) is None:
+    location = metadata_location(config)
+    if location is None:
         return None
     made = uuid.uuid4().hex
 
-    async def settle(tr: Transaction) -> str:
+    async def settle(tr: Transaction) -> str | None:
         known = await tr.get(STORE_ID)
-        if known is None:
+        if known is None and make:
             tr.set(STORE_ID, made.encode())
-        return made if known is None else known.decode()
+            return made
+        return None if known is None else known.decode()
 
     async with open_metadata(config) as db:
-        return await db.run(settle)
+        store_id = await db.run(settle)
+    if store_id is None:
+        raise ConfigError(f"{location}: no store is there; `lode serve --meta` makes one")
+    return store_id
 
 
 async def find_identity(config: StoreConfig, now_ms: int) -> StoreIdentity:
@@ -93,7 +101,7 @@ async def find_identity(config: StoreConfig, now_ms: int) -> StoreIdentity:
     Raises: ConfigError, Unavailable.
     """
     if config.meta and not (config.data / FILE).exists():
-        return read_or_make_identity(config, now_ms, await shared_store_id(config))
+        return read_or_make_identity(config, now_ms, await shared_store_id(config, make=False))
     identity = read_identity(config.data)
     check_same(config, identity, None)
     return identity

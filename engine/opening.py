@@ -77,7 +77,8 @@ async def prepare_store(
     Raises: ConfigError: what is wrong with which folder or setting.
     """
     disk, clock = disk or RealDisk(), clock or WallClock()
-    identity = read_or_make_identity(config, clock(), await shared_store_id(config))
+    store_id = await shared_store_id(config, make=True)
+    identity = read_or_make_identity(config, clock(), store_id)
     lock = os.open(config.data / "lode.json", os.O_RDONLY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
