@@ -268,12 +268,16 @@ class World:
                 self.say("healed")
                 return
             if trio.current_time() > deadline:
+                wrong += await self._fsck()
                 raise Failed(f"not healed {HEAL_S_MAX:.0f} s after the last fault: {wrong}")
 
     async def _unhealed(self) -> list[str]:
         rows = await self._count("repair", "stray")
         if rows:
             return [f"{count} {name} rows" for name, count in rows.items()]
+        return await self._fsck()
+
+    async def _fsck(self) -> list[str]:
         gateway = await self._any_gateway()
         try:
             report = await gateway.engine.fsck(deep=True)

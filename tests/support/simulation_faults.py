@@ -29,6 +29,8 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 DESTRUCTIVE: tuple[Kind, ...] = ("replace", "rot")
 OF_ALL = ("power all", "loss")
 OF_GATEWAYS = ("crash gateway", "stop gateway", "clock", "metadata gone", "answers lost")
+LENGTHS_S = (0.05, 0.5, 2.0, 6.0, 15.0)
+LONG_S = (0.5, 5.0, 15.0, 20.0)
 UNDRAIN_TRIES = 60
 CALLS_MAX = 40
 """Crashes and stops happen at one of the next so many calls: then, something is under way."""
@@ -52,15 +54,16 @@ def plan(chance: random.Random, machines: Sequence[str], *, length_s: float) -> 
     victim = chance.choice(machines)
     # Few kinds at once, so that each gets its turn in force (Groce et al., "Swarm testing", 2012).
     kinds = chance.sample(KINDS, chance.randint(1, 5))
-    if chance.random() < 0.4:
-        kinds.append(chance.choice(DESTRUCTIVE))
+    if chance.random() < 0.5:
+        kinds.append(chance.choice((*DESTRUCTIVE, "stop gateway")))
     faults = []
     for kind in chance.choices(kinds, k=chance.choice((0, 2, 5, 10))):
         target = victim if kind in DESTRUCTIVE else chance.choice(machines)
         if kind in OF_GATEWAYS or kind in OF_ALL:
             target = ""
         # Now and then longer than any patience: lost, session expired.
-        for_s = chance.choice([0.05, 0.5, 2.0, 6.0, 15.0]) * (0.5 + chance.random())
+        lengths = LONG_S if kind == "stop gateway" else LENGTHS_S
+        for_s = chance.choice(lengths) * (0.5 + chance.random())
         faults.append(Fault(chance.random() * length_s, for_s, kind, target))
     return sorted(faults, key=lambda fault: fault.at_s)
 
