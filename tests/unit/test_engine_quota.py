@@ -249,7 +249,7 @@ ACTIONS = st.lists(
 )
 
 
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 @given(ACTIONS)
 def test_no_sequence_of_writes_gets_over_the_quota(actions: list[tuple[str, str, int]]) -> None:
     """And the counters agree with what is there, which fsck counts one by one."""
