@@ -146,9 +146,13 @@ def _target(names: list[bytes], *, slash: bool) -> Target:
     if bucket in (".", ".."):
         raise NoName
     if pieces:
-        if not goes_on(pieces):
-            raise NoName
-        components.append("".join(pieces))
+        text = "".join(pieces)
+        begun = 0
+        for piece in pieces:
+            if not goes_on(text[: begun + len(piece)], begun):
+                raise NoName
+            begun += len(piece)
+        components.append(text)
     return Target(bucket, "/".join(components), beside_folder, slash, tuple(pieces))
 
 

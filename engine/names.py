@@ -143,10 +143,13 @@ _GOING_ON = tuple(begin + "\U0010ffff" * NAME_BYTES_MAX for begin in ("", "\0", 
 """What makes a component go on: how long a piece is depends on how much room the rest takes."""
 
 
-def goes_on(pieces: list[str]) -> bool:
-    """Whether some component is cut into these pieces and more behind them."""
-    text = "".join(pieces)
-    return any(split(text + rest)[: len(pieces)] == pieces for rest in _GOING_ON)
+def goes_on(text: str, begun: int = 0) -> bool:
+    """Whether some component has ``text``, behind its first ``begun`` characters a whole piece,
+    and more behind that: a ``%more`` folder can be there."""
+    wanted = (text[begun:], Mark.MORE)
+    return any(
+        piece_behind(text + rest, begun, beside_folder=False) == wanted for rest in _GOING_ON
+    )
 
 
 def piece_behind(component: str, begun: int, *, beside_folder: bool) -> tuple[str, Mark] | None:

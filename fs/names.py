@@ -9,6 +9,7 @@ from engine.names import (
     ReservedName,
     decode,
     encode,
+    goes_on,
     split,
 )
 
@@ -21,5 +22,6 @@ __all__ = [
     "ReservedName",
     "decode",
     "encode",
+    "goes_on",
     "split",
 ]

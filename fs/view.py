@@ -22,7 +22,7 @@ from fs.disk_cache import DiskCache
 from fs.errors import Refused
 from fs.handles import FileHandle, Handles
 from fs.inodes import InodeTable, Kind, Node, identity_of
-from fs.names import NAME_BYTES_MAX, Mark, decode, split
+from fs.names import NAME_BYTES_MAX, Mark, decode, goes_on, split
 from fs.options import WINDOWS_SHARE, MountOptions
 from fs.tally import Tally
 from fs.windows import Windows
@@ -167,8 +167,7 @@ class View:
     async def _find_more(self, parent: Node, place: Place) -> Found | None:
         """A ``%more`` folder is there if a name may go on behind it and something does."""
         begun = len(parent.key) - parent.base
-        longer = next_piece(place.text[parent.base :] + "x" * NAME_BYTES_MAX, begun)
-        if longer is None or parent.key + longer[0] != place.text:
+        if not goes_on(place.text[parent.base :], begun):
             return None
         page = await self.paths.page(place.bucket, place.text, place.text, 1)
         if not page.entries:

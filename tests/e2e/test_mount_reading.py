@@ -47,6 +47,7 @@ STRANGE_KEYS = [
     "name%file",
     "name%25",
     "x%name%more",
+    "\U0001f600" * 70,
     "nul\0byte",
     "new\nline",
     "é" * 200,

@@ -14,6 +14,7 @@ from engine.names import (
     ReservedName,
     decode,
     encode,
+    goes_on,
     split,
 )
 
@@ -91,3 +92,18 @@ def test_the_documented_names(component: str, name: bytes) -> None:
 def test_names_that_no_key_has_are_refused(name: bytes) -> None:
     with pytest.raises((ReservedName, NotUtf8)):
         decode(name)
+
+
+@given(COMPONENTS)
+@example("\U0001f600" * 70)
+@example("x" * 50 + "\0" + "\U0001f600" * 60)
+def test_each_folder_of_a_long_name_is_known_as_one(component: str) -> None:
+    begun = 0
+    for piece in split(component)[:-1]:
+        assert goes_on(component[: begun + len(piece)], begun)
+        begun += len(piece)
+
+
+@pytest.mark.parametrize("text", ["", "x", "x" * 60, "x" * 199, "x" * 201, "\U0001f600" * 51])
+def test_what_no_name_is_cut_into_is_no_folder(text: str) -> None:
+    assert not goes_on(text)
