@@ -101,7 +101,9 @@ class Faults:
             known = [self._gateways[name] for name in sorted(self._gateways)]
             living = [gateway for gateway in known if not gateway.crashed]
             if living:
-                await self._suffer_gateway(fault, self._chance.choice(living))
+                # Stops hit one of them, so that the others declare it dead meanwhile.
+                one = living[0] if fault.kind == "stop gateway" else self._chance.choice(living)
+                await self._suffer_gateway(fault, one)
         elif fault.kind == "power all":
             await self._lose_all_power(fault)
         elif fault.kind == "drain":

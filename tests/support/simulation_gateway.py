@@ -166,6 +166,7 @@ class Gateway:
         self.db = GatewayDatabase(self, inner, random.Random(f"db {seed}"))
         self.chance = random.Random(f"ids {seed}")
         self.calls = Countdown()
+        self._stops = 0
         self._running = trio.Event()
         self._running.set()
 
@@ -182,11 +183,15 @@ class Gateway:
             raise GatewayGone
 
     def stop(self) -> None:
+        self._stops += 1
         if self._running.is_set():
             self._running = trio.Event()
 
     def resume(self) -> None:
-        self._running.set()
+        """Undo one ``stop``."""
+        self._stops -= 1
+        if not self._stops:
+            self._running.set()
 
     def crash(self) -> None:
         """Nothing it does from now on has an effect, but for messages that are under way."""
