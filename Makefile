@@ -23,7 +23,7 @@ ASYNC_RULES := --isolated --select=ASYNC1,ASYNC2 --extend-ignore=ASYNC109,ASYNC1
 FDB_TESTS := tests/model/test_engine_model.py tests/model/test_engine_scripts.py \
 	tests/model/test_s3_model.py tests/model/test_dav_model.py tests/model/test_three_doors.py
 
-.PHONY: help run setup setup-dev test test-cluster sim check format bench bench-dav bench-mount soak lock clean
+.PHONY: help run setup setup-dev test test-cluster sim check format bench bench-cluster bench-dav bench-mount soak lock clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -68,6 +68,9 @@ bench: $(DEV_STAMP)  ## Measure against a bare server and nginx; prints a table,
 
 bench-mount: $(DEV_STAMP)  ## Measure the mount against rclone, s3fs and a file system that does nothing
 	@$(BIN)/python -m benchmarks.mount $(ARGS)
+
+bench-cluster: $(DEV_STAMP)  ## Measure a cluster: sockets, lost and slow members, repair, growth
+	@$(BIN)/python -m benchmarks.cluster $(ARGS)
 
 bench-dav: $(DEV_STAMP)  ## Measure WebDAV beside wsgidav's provider, Apache and rclone
 	@$(BIN)/python -m benchmarks.dav $(ARGS)

@@ -1,8 +1,7 @@
-"""``python -m benchmarks.cluster``: what sockets between gateway and drives cost.
+"""``python -m benchmarks.cluster``: what a cluster costs and withstands, beside yardsticks.
 
-Six drives, 4+2, 64 MiB objects, in two stores side by side: all drives in the server's own
-processes, and one member daemon for each drive, reached over loopback. The target is at least
-60 % of the former's rate, on two cores that run client, gateway and all six daemons.
+Six member daemons with a drive each and a gateway, 4+2, over loopback, on one machine and one disk.
+Every figure has what it is compared with from the same run.
 """
 
 from __future__ import annotations
@@ -10,171 +9,120 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import secrets
-import statistics
-import subprocess
+import signal
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from functools import partial
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
+from types import FrameType
 
-from benchmarks.measure import MIB, BenchmarkFailed, Sample
-from benchmarks.servers import DRIVES, HOST, ROOT, run_lode
-from benchmarks.signed import Endpoint, request_head, request_heads
-from benchmarks.stream_client import run_stream
-from benchmarks.transfers import in_turn
-from s3.auth.credentials import Credential
+from rich.console import Console
 
-SIZE = 64 * MIB
-OBJECTS = 4
-RATIO_MIN = 0.6
-BUCKET = "cluster"
-STOP_S_MAX = 60.0
+from benchmarks.cluster_loads import (
+    LARGE,
+    Plan,
+    Show,
+    fill,
+    measure_degraded,
+    measure_growth,
+    measure_repair,
+    measure_slow,
+    measure_sockets,
+)
+from benchmarks.cluster_members import Cluster, run_cluster
+from benchmarks.cluster_report import Figure, Report, one_line, print_report, write_json
+from benchmarks.machine import describe
+from benchmarks.measure import BenchmarkFailed
+from benchmarks.servers import run_lode
+from engine.errors import EngineError
 
-LODE = (sys.executable, "-m", "cli.main")
-
-
-@contextlib.contextmanager
-def run_cluster(folder: Path, *, workers: int) -> Iterator[Endpoint]:
-    """Serve a store whose six drives are members of their own, until the context is left.
-
-    Raises: BenchmarkFailed.
-    """
-    credential = Credential("BENCHMARK", secrets.token_hex(20), "", "")
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "LODE_ACCESS_KEY": credential.access_key,
-        "LODE_SECRET_KEY": credential.secret_key,
-    }
-    store = str(folder / "store")
-    with contextlib.ExitStack() as stack:
-        log = stack.enter_context((folder / "cluster.log").open("wb"))
-
-        def run(*arguments: str) -> str:
-            done = subprocess.run(
-                [*LODE, *arguments, "--data", store],
-                cwd=folder,
-                env=environment,
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            if done.returncode:
-                raise BenchmarkFailed(f"lode {arguments[0]}: {done.stderr.strip()[-600:]}")
-            return done.stdout
-
-        def start(*arguments: str) -> tuple[subprocess.Popen[bytes], str]:
-            process = subprocess.Popen(
-                [*LODE, *arguments, "--log-level", "warning"],
-                cwd=folder,
-                env=environment,
-                stdout=subprocess.PIPE,
-                stderr=log,
-            )
-            stack.callback(_stop, process)
-            assert process.stdout is not None
-            words = process.stdout.readline().decode().split()
-            address = next((word for word in words if "=http://" in word), None)
-            if address is None:
-                raise BenchmarkFailed(f"lode {arguments[0]} did not start")
-            return process, address.partition("://")[2]
-
-        run("cluster", "init", "--profile", "4+2")
-        key = folder / "cluster.key"
-        key.touch(0o600)
-        key.write_text(run("cluster", "secret"))
-        pids = []
-        for number in range(1, DRIVES + 1):
-            process, address = start(
-                *("node", "--data", str(folder / f"member{number}"), "--name", f"m{number}"),
-                *("--listen", f"{HOST}:0", "--secret-file", str(key)),
-            )
-            pids.append(process.pid)
-            run("node", "add", address)
-        gateway, address = start(
-            "serve", "--data", store, "--s3", f"{HOST}:0", "--workers", str(workers)
-        )
-        port = int(address.rpartition(":")[2])
-        yield Endpoint(HOST, port, credential, (gateway.pid, *pids))
+FULL = Plan()
+QUICK = Plan(rounds=2, seconds=1.5, slow_s=6.0, large_objects=10, small_objects=192)
+GROUPS = {
+    "degraded": measure_degraded,
+    "slow": measure_slow,
+    "repair": measure_repair,
+    "growth": measure_growth,
+}
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    try:
-        process.wait(STOP_S_MAX)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-
-
-def measure(
-    endpoints: dict[str, Endpoint], method: str, *, connections: int, rounds: int, seconds: float
-) -> float:
-    """Print the rates; return the cluster's as a share of the other's, by medians."""
-    targets = [f"/{BUCKET}/{number}" for number in range(max(OBJECTS, connections))]
-    size = SIZE if method == "PUT" else None
-    runs = {
-        name: partial(
-            run_stream,
-            endpoint,
-            request_heads(endpoint, method, targets, body_size=size),
-            connections=connections,
-            seconds=seconds,
-            body_size=size or 0,
-            response_size=0 if size else SIZE,
-        )
-        for name, endpoint in endpoints.items()
-    }
-    samples = in_turn(runs, rounds)
-    rates = {name: _rate(found) for name, found in samples.items()}
-    ratio = rates["cluster"] / rates["in process"]
-    figures = ", ".join(
-        f"{name} {rate:.0f} MiB/s at {_cost(samples[name]):.2f} ms of CPU per MiB"
-        for name, rate in rates.items()
-    )
-    print(f"{method} 64 MiB x {connections}: {figures}: {ratio:.0%}", flush=True)
-    return ratio
-
-
-def _rate(samples: Sequence[Sample]) -> float:
-    return statistics.median(sample.bytes_per_second for sample in samples) / MIB
-
-
-def _cost(samples: Sequence[Sample]) -> float:
-    return statistics.median(sample.cpu_s * 1e3 / (sample.bytes / MIB) for sample in samples)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.cluster", description=__doc__)
+def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="make bench-cluster ARGS=...", description=__doc__)
+    names = ("sockets", *GROUPS)
+    parser.add_argument("groups", nargs="*", choices=[[], *names], help="default: all")
+    parser.add_argument("--quick", action="store_true", help="about a minute and a half")
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--folder", type=Path, default=None, help="on the disk to be measured")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=3.0, help="length of every run")
-    parser.add_argument("--workers", type=int, default=2)
-    options = parser.parse_args()
-    ratios = []
-    with (
-        tempfile.TemporaryDirectory(prefix="lode-bench-", dir=options.folder) as made,
-        contextlib.ExitStack() as stack,
-    ):
-        folders = [Path(made) / name for name in ("local", "cluster")]
-        for folder in folders:
-            folder.mkdir()
-        local = stack.enter_context(run_lode(folders[0], workers=options.workers))
-        cluster = stack.enter_context(run_cluster(folders[1], workers=options.workers))
-        endpoints = {"in process": local.endpoint, "cluster": cluster}
-        for endpoint in endpoints.values():
-            head = request_head(endpoint, "PUT", f"/{BUCKET}", body_size=0)
-            run_stream(endpoint, [head], connections=1, seconds=10.0, requests_max=1)
-        load = {"rounds": options.rounds, "seconds": options.seconds}
-        ratios = [
-            measure(endpoints, method, connections=connections, **load)
-            for method in ("PUT", "GET")
-            for connections in (1, 4)
-        ]
-    print(f"at least {RATIO_MIN:.0%}: {'yes' if min(ratios) >= RATIO_MIN else 'NO'}")
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
+    return parser.parse_args(arguments)
+
+
+def run(options: argparse.Namespace, console: Console) -> None:
+    """Raises: BenchmarkFailed."""
+    plan = QUICK if options.quick else FULL
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="lode-bench-", dir=options.folder) as made:
+        report = Report(
+            started=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            quick=options.quick,
+            machine=describe(Path(made)),
+        )
+
+        def show(figure: Figure) -> None:
+            report.figures.append(figure)
+            console.print(one_line(figure))
+
+        try:
+            folder = _folder(made, "cluster")
+            with run_cluster(folder, workers=options.workers) as cluster:
+                fill(cluster.endpoint, plan)
+                if not options.groups or "sockets" in options.groups:
+                    _measure_sockets(cluster, _folder(made, "local"), plan, options, show)
+                for name, measure in GROUPS.items():
+                    if not options.groups or name in options.groups:
+                        measure(cluster, plan, show)
+        finally:
+            report.seconds = time.monotonic() - started
+            if report.figures:
+                print_report(report, console)
+                console.print(f"{report.seconds:.0f} s; {write_json(report, options.results)}")
+
+
+def _measure_sockets(
+    cluster: Cluster, folder: Path, plan: Plan, options: argparse.Namespace, show: Show
+) -> None:
+    with run_lode(folder, workers=options.workers) as local:
+        fill(local.endpoint, plan, [LARGE])
+        measure_sockets(local.endpoint, cluster, plan, show)
+
+
+def _folder(made: str, name: str) -> Path:
+    folder = Path(made) / name
+    folder.mkdir()
+    return folder
+
+
+def _stop_on_signal(number: int, frame: FrameType | None) -> None:
+    # An exception runs every context's end, so that servers and folders go.
+    raise KeyboardInterrupt
+
+
+def main() -> int:
+    signal.signal(signal.SIGTERM, _stop_on_signal)
+    options = parse_arguments(sys.argv[1:])
+    # Not a terminal: a table cut to 80 columns helps nobody.
+    console = Console(width=None if sys.stdout.isatty() else 220)
+    with contextlib.suppress(KeyboardInterrupt):
+        try:
+            run(options, console)
+        except (BenchmarkFailed, EngineError) as error:
+            print(f"benchmarks: {error}", file=sys.stderr)
+            return 1
+        return 0
+    return 130
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

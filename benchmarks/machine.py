@@ -68,6 +68,23 @@ def measure_disk(folder: Path, *, wrote_mib: int = 1024) -> Disk:
     return Disk(1 / statistics.mean(times), wrote_mib / elapsed, wrote_mib)
 
 
+def write_rate(folder: Path, size: int) -> float:
+    """Return the bytes per second at which one file of ``size`` bytes is written: 1 MiB at a time,
+    then one fdatasync, which counts."""
+    path = folder / "disk-probe"
+    block = memoryview(os.urandom(MIB))
+    descriptor = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
+    try:
+        started = time.monotonic()
+        for done in range(0, size, MIB):
+            os.write(descriptor, block[: size - done])
+        os.fdatasync(descriptor)
+        return size / (time.monotonic() - started)
+    finally:
+        os.close(descriptor)
+        path.unlink()
+
+
 def _output(*command: str) -> str:
     """Return what a command prints first, or an empty text when it cannot run."""
     if shutil.which(command[0]) is None:
