@@ -162,6 +162,17 @@ META_RESTORE = "\n\n".join(
     )
 )
 
+SCRUB = "\n\n".join(
+    (
+        "Read and verify every block of every fragment now; what is damaged is repaired.",
+        "    lode scrub --wait",
+        "A running [bold]lode serve[/bold] does it, within --scrub-rate, beginning within seconds; "
+        "[bold]lode status[/bold] shows how far it is. It takes the place of the scrub that comes "
+        "by itself once in --scrub-period. With --wait the exit status is 1 if something was "
+        "damaged or could not be read.",
+    )
+)
+
 BUCKET = "Look after buckets."
 
 BUCKET_QUOTA = "\n\n".join(

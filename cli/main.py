@@ -187,6 +187,21 @@ def gc(
     collect_garbage(data_folder(data, os.environ), grace_s=grace_s, as_json=as_json)
 
 
+@app.command(help=help.SCRUB, rich_help_panel="Look after")
+def scrub(
+    data: DataOption = None,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Return when it is done, and show how far it is.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    from cli.scrub import scrub as ask_for_scrub
+    from cli.settings import data_folder
+
+    if not ask_for_scrub(data_folder(data, os.environ), wait=wait, as_json=as_json):
+        raise typer.Exit(FAILED)
+
+
 @app.command(rich_help_panel="About")
 def version() -> None:
     """Print the version."""

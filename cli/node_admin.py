@@ -6,32 +6,21 @@ They open the store beside running gateways, whose services do the work; ``--wai
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import msgspec
-import trio
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from cli.admin import ask_store, output_console
-from cli.arguments import format_bytes
+from cli.following import Done, follow
 from cli.status_tables import drive_table, member_table
 from engine import Engine
 from engine.cluster.admin import ClusterAdmin, Placing
 from engine.cluster.membership import read_rows
 from engine.cluster.wire import connect_over_http
-from engine.meta import keyspace
-from engine.meta.kv import ReadTransaction
-from engine.meta.records import decode_lease
 from engine.services.census import last_census
 from engine.services.progress import running_work
 from engine.services.status import store_status
 from engine.types import StoreStatus, WorkStatus
-
-POLL_S = 0.5
-
-Done = Callable[[Engine], Awaitable[bool]]
 
 
 def add_member(data: Path, address: str, placing: Placing, *, wait: bool, as_json: bool) -> None:
@@ -40,7 +29,7 @@ def add_member(data: Path, address: str, placing: Placing, *, wait: bool, as_jso
     async def ask(engine: Engine) -> tuple[str, list[str]]:
         name, drives = await _admin(engine).add(address, placing)
         if wait:
-            await _follow(engine, _settled(engine.store.clock()))
+            await follow(engine, _settled(engine.store.clock()))
         return name, drives
 
     name, drives = ask_store(data, ask)
@@ -57,7 +46,7 @@ def drain_member(
         found = await (admin.undrain(name) if undo else admin.drain(name, force=force))
         if wait:
             settled = _settled(engine.store.clock())
-            await _follow(engine, settled if undo else lambda engine: _is_drained(engine, found))
+            await follow(engine, settled if undo else lambda engine: _is_drained(engine, found))
         return found
 
     found = ask_store(data, ask)
@@ -71,7 +60,7 @@ def remove_member(data: Path, name: str, *, force: bool, wait: bool, as_json: bo
     async def ask(engine: Engine) -> tuple[str, bool]:
         found, forgotten = await _admin(engine).remove(name, force=force)
         if wait and not forgotten:
-            await _follow(engine, lambda engine: _is_forgotten(engine, found))
+            await follow(engine, lambda engine: _is_forgotten(engine, found))
             forgotten = True
         return found, forgotten
 
@@ -89,9 +78,9 @@ def replace_member(
         found, how = await _admin(engine).replace(name, address, placing)
         if wait:
             if how == "draining":
-                await _follow(engine, lambda engine: _is_drained(engine, name))
+                await follow(engine, lambda engine: _is_drained(engine, name))
             else:
-                await _follow(engine, _settled(engine.store.clock()))
+                await follow(engine, _settled(engine.store.clock()))
         return found, how
 
     found, how = ask_store(data, ask)
@@ -122,7 +111,7 @@ def _say(as_json: bool, fields: dict[str, object], text: str) -> None:
     print(json.dumps(fields, indent=2) if as_json else text)
 
 
-# Waiting. The work is done by gateways; what they write down says how far it is.
+# Questions to follow.
 
 
 def _settled(since_ms: int) -> Done:
@@ -156,39 +145,3 @@ async def _is_drained(engine: Engine, name: str) -> bool:
 async def _is_forgotten(engine: Engine, name: str) -> bool:
     rows = await engine.store.db.read(read_rows)
     return name not in {member.name for member in rows.members.values()}
-
-
-async def _is_served(engine: Engine) -> bool:
-    """Return whether some gateway runs the services of the store."""
-
-    async def body(tr: ReadTransaction) -> bytes | None:
-        return await tr.get(keyspace.lease("heartbeat"))
-
-    row = await engine.store.db.read(body)
-    return row is not None and decode_lease(row).expires_ms > engine.store.clock()
-
-
-async def _follow(engine: Engine, done: Done) -> None:
-    """Return when the question is answered with yes; show running work on a terminal meanwhile."""
-    console = Console(stderr=True)
-    if not await _is_served(engine):
-        console.print("no gateway runs: nothing happens until `lode serve` does", style="yellow")
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.fields[detail]}"),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    ) as bars:
-        tasks: dict[str, TaskID] = {}
-        while not await done(engine):
-            work = {item.name: item for item in await running_work(engine.store)}
-            for name in tasks.keys() - work.keys():
-                bars.remove_task(tasks.pop(name))
-            for name, item in work.items():
-                if name not in tasks:
-                    tasks[name] = bars.add_task(item.title, total=item.total, detail="")
-                detail = f"{format_bytes(item.bytes)}, {format_bytes(int(item.bytes_per_s))}/s"
-                bars.update(tasks[name], completed=item.done, total=item.total, detail=detail)
-            await trio.sleep(POLL_S)

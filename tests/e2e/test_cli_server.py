@@ -174,6 +174,13 @@ def test_the_store_can_be_looked_after_while_it_is_served(tmp_path: Path) -> Non
         assert report["clean"] is True
         assert report["objects"] == 4
 
+        scrubbed = lode("scrub", "--data", str(data), "--wait", "--json")
+        assert scrubbed.returncode == 0, scrubbed.stderr
+        found = json.loads(scrubbed.stdout)
+        assert found["chunks"] >= 4
+        assert found["bytes"] >= 4 * 300_000
+        assert found["damaged"] == found["unchecked"] == 0
+
         assert lode("fsck", "--data", str(data)).returncode == 0
         assert s3.list_objects_v2(Bucket="box")["KeyCount"] == 4
 

@@ -12,7 +12,7 @@ from cli.main import run
 from cli.version import VERSION
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ("serve", "mount", "bucket", "status", "fsck", "gc", "version")
+COMMANDS = ("serve", "mount", "bucket", "status", "fsck", "gc", "scrub", "version")
 
 
 @pytest.fixture(autouse=True)

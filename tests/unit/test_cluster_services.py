@@ -4,24 +4,27 @@ was proved is said."""
 from __future__ import annotations
 
 import itertools
+import math
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pytest
 import trio
 
 from engine.cluster.admin import Placing
+from engine.data.batch import layout_of
 from engine.errors import ConfigError, NoSpace, Unavailable
 from engine.ids import fragment_id
 from engine.meta import keyspace
 from engine.meta.records import decode_chunk
 from engine.services.census import census_status, take_census
 from engine.services.collector import collect
-from engine.services.progress import Progress
+from engine.services.progress import Progress, next_page
 from engine.services.rebalance import NAME as REBALANCE
 from engine.services.repair import repair_queue
 from engine.services.scan import scan_prefix
-from engine.services.scrub import Scrub, begin_scrub
+from engine.services.scrub import Scrub, ask_for_scrub, begin_scrub, last_scrub
 from tests.support.engine import SeededRandom, pattern, put, read
 from tests.support.logs import Logs
 from tests.support.machines import Cluster, open_again, open_cluster
@@ -327,6 +330,67 @@ async def test_scrub_finds_a_flipped_byte_that_nobody_read(tmp_path: Path, logs:
         assert await repair_queue(cluster.store) == 1
         assert await scrub.run(await begin_scrub(cluster.store), period_ms=0) == 0
         await check(cluster)
+
+
+async def test_a_scrub_that_was_asked_for_does_not_wait_for_the_schedule(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.services.scrub.ASKED_EVERY_S", 0.01)
+    monkeypatch.setattr("engine.services.scrub.LOOK_AGAIN_S", math.inf)
+    async with open_cluster(tmp_path) as cluster:
+        await fill(cluster)
+        store, scrub = cluster.store, Scrub(cluster.store)
+        progress = await begin_scrub(store)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(scrub.run, progress, period_ms=1e12))
+            asked = await ask_for_scrub(store)
+        assert not progress.record.ended
+        await scrub.wait()
+        await scrub.work()
+        record = await last_scrub(store)
+        assert record is not None
+        assert record.ended
+        assert record.started_ms > asked
+        assert record.done == record.total > 0
+        assert record.size > 0
+
+
+@pytest.mark.parametrize("period_s", [0.0, 1000.0])
+async def test_a_scrub_that_was_asked_for_is_done_once_whatever_the_period(
+    tmp_path: Path, period_s: float
+) -> None:
+    async with open_cluster(tmp_path, scrub_period_s=period_s) as cluster:
+        await fill(cluster, 4)
+        store, scrub = cluster.store, Scrub(cluster.store)
+        if not period_s:
+            await scrub.work()
+            assert await last_scrub(store) is None
+        await ask_for_scrub(store)
+        await scrub.work()
+        first = await last_scrub(store)
+        assert first is not None
+        assert first.ended
+        await scrub.work()
+        assert await last_scrub(store) == first
+
+
+async def test_a_scrub_that_was_asked_for_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
+    async with open_cluster(tmp_path, scrub_period_s=0.0) as cluster:
+        await fill(cluster)
+        store = cluster.store
+        progress = await begin_scrub(store, at_once=True)
+        chunks = await next_page(store.db, progress.record.cursor)
+        progress.record.cursor = keyspace.after(keyspace.chunk(chunks[2][0]))
+        progress.record.settled = progress.record.done = 3
+        await progress.save(now=True)
+        read_before = progress.record.size
+        await Scrub(store).work()
+        record = await last_scrub(store)
+        assert record is not None
+        assert record.ended
+        assert record.done == record.total == len(chunks)
+        sizes = [layout_of(*chunk).fragment_size * len(chunk[1].nodes) for chunk in chunks[3:]]
+        assert record.size == read_before + sum(sizes)
 
 
 async def test_some_full_members_are_written_around_and_all_full_refuse_only_writes(
