@@ -1,10 +1,10 @@
 """``ChunkStream``: byte ranges of chunks, verified, as buffers to send.
 
 One thread hop reads and verifies a batch of stripes from all local drives whose bytes are in the
-page cache; drives that must be waited for get a thread each. Small reads try the page cache on
-the trio thread first, which is cheaper than any hop. While one batch is being sent the next is
-read, if the memory budget allows; several are, once the consumer had to wait for nodes that take
-their time: then what one connection gets is not bound by their latency.
+page cache; drives that must be waited for get a thread each, nodes of other processes none. Small
+reads try the page cache on the trio thread first, which is cheaper than any hop. While one batch
+is being sent the next is read, if the memory budget allows; several are, once the consumer had to
+wait for nodes that take their time: then what one connection gets is not bound by their latency.
 
 Concurrency: one consumer. Each batch that is read ahead is a task in the store's nursery. They
 choose what they read one after the other, in the order of the bytes: position and segments belong
@@ -69,7 +69,10 @@ async def read_batch(context: Context, batch: Batch, *, inline: bool = False) ->
     jobs: Sequence[Job] = batch.plan()
     waited = False
     while True:
-        if inline or (not jobs and batch.complete):
+        if jobs and not any(job.node.blocking for job in jobs):
+            # Nothing of it can be had without waiting: a thread would only find that out.
+            cold = jobs
+        elif inline or (not jobs and batch.complete):
             cold = batch.advance(jobs)
         else:
             cold = await trio.to_thread.run_sync(batch.advance, jobs, limiter=context.limiters.work)

@@ -31,6 +31,9 @@ from engine.node.contract import (
 )
 
 _ABORT_S_MAX = 10.0
+_BATCH_SIZE = 2 * BATCH_SIZE_MAX
+"""Bytes that are read at once: nobody waits for the first of them, and each request costs both
+sides more than a thread hop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,7 +235,7 @@ class _Rebuild:
     async def _read_all(self) -> None:
         """Read and decode every stripe; write what is to be written of each."""
         layout = self._layout
-        count = max(1, BATCH_SIZE_MAX // layout.stripe_size)
+        count = max(1, _BATCH_SIZE // layout.stripe_size)
         buffer = self._context.buffers.acquire_stripes(
             layout.stripe_size, min(count, layout.stripe_count), first=True
         )

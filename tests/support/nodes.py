@@ -12,6 +12,7 @@ from pathlib import Path
 import trio
 
 from engine.config import Profile, StoreConfig
+from engine.data.context import Limiters
 from engine.data.nodes import NodePool
 from engine.data.reader import Segment
 from engine.data.store import DataStore
@@ -298,6 +299,7 @@ async def open_cluster(
     nodes: int | None = None,
     remote: Sequence[int] = (),
     config: StoreConfig | None = None,
+    limiters: Limiters | None = None,
 ) -> AsyncIterator[Cluster]:
     """Open a store over ``nodes`` memory nodes (default: as many as the profile is wide).
 
@@ -321,6 +323,7 @@ async def open_cluster(
             new_chunk_id=lambda: ChunkId(b"session-ID" + next(counter).to_bytes(6, "big")),
             on_damage=lambda chunk_id, index, kind: cluster.damage.append((chunk_id, index, kind)),
             nursery=nursery,
+            limiters=limiters,
         )
         cluster = Cluster(store, made, clock)
         yield cluster

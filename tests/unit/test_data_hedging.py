@@ -6,14 +6,17 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from engine.data.context import Limiters
 from engine.data.pace import PATIENCE_S_FIRST, PATIENCE_S_MAX, PATIENCE_S_MIN, SHUN_S, Pace
+from engine.data.reader import INLINE_SIZE_MAX
 from engine.errors import Unavailable
 from engine.ids import NodeId
 from tests.support.engine import pattern
-from tests.support.nodes import Cluster, MemoryNode, open_cluster
+from tests.support.nodes import Cluster, MemoryNode, open_cluster, small_config
 
 REMOTE = range(6)
 SLOW_S = 2.0
+STUCK_S = 20.0
 
 
 def node_with(cluster: Cluster, index: int, staged: object) -> MemoryNode:
@@ -146,3 +149,15 @@ def test_a_node_found_slow_again_and_again_is_asked_less_and_less() -> None:
     pace.gave_up(node)
     now[0] += SHUN_S
     assert pace.slow([node]) == set()
+
+
+async def test_reading_from_nodes_of_other_processes_takes_no_thread() -> None:
+    # More than is tried on the trio thread before anything else.
+    content = pattern(4 * INLINE_SIZE_MAX)
+    config = small_config(chunk_size=2 * INLINE_SIZE_MAX, block_size=4096, memory=4 << 20)
+    limiters = Limiters(work=trio.CapacityLimiter(1), disk=trio.CapacityLimiter(1))
+    async with open_cluster(remote=REMOTE, config=config, limiters=limiters) as cluster:
+        staged = await cluster.put(content)
+        async with limiters.work, limiters.disk:
+            with trio.fail_after(STUCK_S):
+                assert await cluster.get(staged) == content
