@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import mmap
 import os
 import platform
 import shutil
@@ -83,6 +84,47 @@ def write_rate(folder: Path, size: int) -> float:
     finally:
         os.close(descriptor)
         path.unlink()
+
+
+def repair_io_rate(folder: Path, size: int, reads: int) -> float:
+    """Return ``size`` by the seconds that one thread takes to read ``reads`` times as much and to
+    write it, 1 MiB at a time, all past the page cache, and one fdatasync at the end.
+
+    It takes ``(reads + 1) * size`` bytes of room.
+    """
+    block = mmap.mmap(-1, MIB)  # pages, as O_DIRECT wants them
+    block.write(os.urandom(MIB))
+    size = size // MIB * MIB
+    source, target = folder / "disk-probe-source", folder / "disk-probe"
+    flags = os.O_CREAT | os.O_TRUNC | os.O_DIRECT | os.O_RDWR
+    reading, writing = os.open(source, flags, 0o600), os.open(target, flags, 0o600)
+    try:
+        for _ in range(0, reads * size, MIB):
+            os.write(reading, block)
+        os.fdatasync(reading)
+        started = time.monotonic()
+        for done in range(0, size, MIB):
+            for part in range(reads):
+                os.preadv(reading, [block], done * reads + part * MIB)
+            os.write(writing, block)
+        os.fdatasync(writing)
+        return size / (time.monotonic() - started)
+    finally:
+        for descriptor, path in ((reading, source), (writing, target)):
+            os.close(descriptor)
+            path.unlink()
+
+
+def forget_pages(folder: Path) -> None:
+    """Let the files below the folder leave the page cache, so that reads meet the disk."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fdatasync(descriptor)
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            finally:
+                os.close(descriptor)
 
 
 def _output(*command: str) -> str:
