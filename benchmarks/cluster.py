@@ -52,7 +52,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make bench-cluster ARGS=...", description=__doc__)
     names = ("sockets", *GROUPS)
     parser.add_argument("groups", nargs="*", choices=[[], *names], help="default: all")
-    parser.add_argument("--quick", action="store_true", help="about a minute and a half")
+    parser.add_argument("--quick", action="store_true", help="about three minutes")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--folder", type=Path, default=None, help="on the disk to be measured")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
