@@ -148,9 +148,12 @@ def lode(
 
 
 def clean_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Return this process's environment without settings of lode, but with ``extra``."""
+    """Return this process's environment without settings of lode, but with ``extra``.
+
+    What is started runs this checkout's code, whatever is installed beside it.
+    """
     kept = {name: value for name, value in os.environ.items() if not name.startswith("LODE_")}
-    return {**kept, "COLUMNS": "200", **(extra or {})}
+    return {**kept, "COLUMNS": "200", "PYTHONPATH": str(ROOT), **(extra or {})}
 
 
 def _first_line(process: subprocess.Popen[bytes], log_path: Path) -> str:
