@@ -216,7 +216,8 @@ class DavRequest(cheroot_server.HTTPRequest):
         if not self.close_connection and self._drain():
             return
         self.close_connection = True
-        self.conn.linger_close()
+        length = None if self.body.waiting else self.body.length
+        self.conn.linger_close(0 if length is None else length - self.body.received)
 
 
 class DavConnection(cheroot_server.HTTPConnection):
@@ -282,13 +283,21 @@ class DavConnection(cheroot_server.HTTPConnection):
             # Not SSLSocket's: that would drop the TLS state under the thread that uses it.
             StreamSocket.shutdown(self.socket, SHUT_RDWR)
 
-    def linger_close(self) -> None:
-        """Say that no more comes, and let the client read the answer before a reset hits it."""
+    def linger_close(self, coming: int = 0) -> None:
+        """Let the client read the answer before a reset hits it, then say that no more comes.
+
+        ``coming``: bytes of a body that is on its way. A client that looks at the answer only
+        behind its body (KDE's) gives up at an end of the connection before that.
+        """
         with contextlib.suppress(OSError):
-            self.socket.shutdown(SHUT_WR)
             end = time.monotonic() + LINGER_S
             left = LINGER_SIZE
+            ended_at = left - coming if coming <= left else left
+            ended = False
             while left > 0 and (wait_s := end - time.monotonic()) > 0:
+                if not ended and left <= ended_at:
+                    self.socket.shutdown(SHUT_WR)
+                    ended = True
                 self.socket.settimeout(wait_s)
                 received = len(self.socket.recv(64 * 1024))
                 if not received:
