@@ -1,4 +1,4 @@
-"""Programs that people use with WebDAV: litmus, davfs2, cadaver, rclone, GNOME's gvfs."""
+"""Programs that people use with WebDAV: litmus, davfs2, cadaver, rclone, GNOME's, KDE's."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import filecmp
 import os
 import re
 import shutil
+import signal
 import subprocess
 from base64 import b64encode
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.client import HTTPConnection
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,6 +22,7 @@ from tests.support.clients import copy_library, find_command, hash_file, make_ra
 from tests.support.server import Server, serving
 
 USER, PASSWORD = "someone", "some secret"
+REALM = "Lodestore"
 KEYS = {"LODE_ACCESS_KEY": USER, "LODE_SECRET_KEY": PASSWORD}
 PROGRAM_S = 240
 MIB = 1 << 20
@@ -285,3 +287,96 @@ def test_gnome_copies_in_and_out(make_bucket: Callable[[str], str], tmp_path: Pa
     )
     assert "standard::size: 5242880" in said
     assert hash_file(tmp_path / "down") == digest
+
+
+# KDE
+
+
+KIO = """
+set -ex
+exec >said 2>&1
+kio() {{ timeout 15 kioclient5 --noninteractive "$@"; }}
+# Logged in by the address; without --overwrite KDE would forget that and show a dialog.
+kio --overwrite copy up {address}/file
+kio --overwrite copy tree {address}/
+kio stat {address}/file
+kio ls {address}/tree
+kio copy {address}/file file://$PWD/down
+kio copy {address}/tree file://$PWD/back
+kio move {address}/file {address}/tree/moved
+kio --overwrite copy {address}/tree/moved {address}/copied
+kio move {address}/tree {address}/renamed
+kio ls {address}/renamed
+# What the dialog would remember.
+dbus-send --session --print-reply --dest=org.kde.kpasswdserver /modules/kpasswdserver \
+    org.kde.KPasswdServer.addAuthInfo array:byte:{login} int64:0
+kio copy up {address}/new
+kio remove {address}/renamed
+kio cat {address}/new >printed
+kio ls {address}/
+echo at the end
+"""
+
+
+def kde_login(url: str, realm: str) -> str:
+    """Return the bytes of a ``KIO::AuthInfo`` as QDataStream writes it, for ``dbus-send``."""
+
+    def string(text: str) -> bytes:
+        encoded = text.encode("utf-16-be")
+        return len(encoded).to_bytes(4, "big") + encoded
+
+    # URL; user, password; prompt, caption, comment, its label; realm; digest; flags; more fields
+    packed = b"\1" + len(url).to_bytes(4, "big") + url.encode() + string(USER) + string(PASSWORD)
+    packed += 4 * string("") + string(realm) + string("") + bytes((0, 0, 1, 1)) + bytes(4)
+    return ",".join(f"0x{byte:02x}" for byte in packed)
+
+
+def end_kde(home: Path) -> None:
+    """End the daemons of a session, which outlive its bus: those that have this home."""
+    for environment in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):
+            if f"HOME={home}".encode() in environment.read_bytes().split(b"\0"):
+                os.kill(int(environment.parent.name), signal.SIGKILL)
+
+
+def test_kde_copies_in_and_out(make_bucket: Callable[[str], str], tmp_path: Path) -> None:
+    plain = make_bucket("kde")
+    host = urlsplit(plain).netloc
+    address = f"webdav://{USER}:{PASSWORD.replace(' ', '%20')}@{host}/kde"
+    # Sent before KDE knows that it has to log in, and too much to be drained behind a refusal.
+    digest = make_random_file(tmp_path / "up", 5 * MIB, seed=8)
+    tree = tmp_path / "tree"
+    for folder in ("inner", "empty", "names ü+%#?"):
+        (tree / folder).mkdir(parents=True)
+    make_random_file(tree / "inner" / "a", 3 * MIB, seed=9)
+    (tree / "names ü+%#?" / "a&b; 100%").write_bytes(b"named")
+    for folder in (".config", "runtime"):
+        (tmp_path / folder).mkdir(mode=0o700)
+    (tmp_path / ".config" / "kwalletrc").write_text("[Wallet]\nEnabled=false\nFirst Use=false\n")
+    login = kde_login(f"webdav://{USER}@{host}/", REALM)
+    find_command("kioclient5")
+    try:
+        run(
+            *(
+                "bash",
+                "-c",
+                'dbus-run-session -- bash -c "$0" >all 2>&1 || { cat all said; false; }',
+            ),
+            KIO.format(address=address, login=login),
+            cwd=tmp_path,
+            environment={
+                "HOME": str(tmp_path),
+                "XDG_CONFIG_HOME": str(tmp_path / ".config"),
+                "XDG_CACHE_HOME": str(tmp_path / ".cache"),
+                "XDG_DATA_HOME": str(tmp_path / ".local"),
+                "XDG_RUNTIME_DIR": str(tmp_path / "runtime"),
+                "QT_QPA_PLATFORM": "offscreen",
+            },
+        )
+    finally:
+        end_kde(tmp_path)
+    said = (tmp_path / "said").read_text()
+    assert said.endswith("\ncopied\nnew\n\n+ echo at the end\nat the end\n"), said
+    assert hash_file(tmp_path / "down") == digest
+    assert hash_file(tmp_path / "printed") == digest
+    same_trees(tree, tmp_path / "back")
