@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from dav.names import href
 from engine.engine import Engine
+from tests.support import tree_model
 from tests.support.dav import Door, dav_door
 from tests.support.engine import engine_in, pattern, put, read, scratch_folder
 
@@ -28,93 +29,10 @@ class Step(NamedTuple):
     overwrite: bool = True
     size: int = 0
 
-
-class Keys:
-    """The reference: what a bucket holds. A folder is there when keys begin with it."""
-
-    def __init__(self) -> None:
-        self.keys: dict[str, bytes] = {}
-
-    def is_folder(self, path: str) -> bool:
-        return not path or any(key.startswith(path + "/") for key in self.keys)
-
-    def exists(self, path: str) -> bool:
-        return path in self.keys or self.is_folder(path)
-
-    def has_parent(self, path: str) -> bool:
-        return self.is_folder(path.rpartition("/")[0])
-
-    def below(self, path: str) -> list[str]:
-        return [key for key in self.keys if key.startswith(path + "/")]
-
-    def apply(self, step: Step, data: bytes) -> int:
-        """Do what WebDAV should do and return its status."""
-        path = step.path
-        match step.method:
-            case "S3PUT":
-                self.keys[path] = data
-                return 0
-            case "S3DELETE":
-                self.keys.pop(path, None)
-                return 0
-            case "MKCOL":
-                if self.exists(path):
-                    return 405
-                if not self.has_parent(path):
-                    return 409
-                self.keys[path + "/"] = b""
-                return 201
-            case "PUT":
-                if self.is_folder(path):
-                    return 405
-                if path not in self.keys and not self.has_parent(path):
-                    return 409
-                new = path not in self.keys
-                self.keys[path] = data
-                return 201 if new else 204
-            case "DELETE":
-                if not self.exists(path):
-                    return 404
-                self._delete(path)
-                return 204
-            case _:
-                return self._transfer(step)
-
-    def _delete(self, path: str) -> None:
-        if not self.is_folder(path):
-            del self.keys[path]
-        for key in self.below(path):
-            del self.keys[key]
-
-    def _transfer(self, step: Step) -> int:
-        path, to = step.path, step.to
-        if not self.exists(path):
-            return 404
-        if path == to or path.startswith(to + "/"):
-            return 403
-        if self.is_folder(path) and to.startswith(path + "/"):
-            return 403
-        there = self.exists(to)
-        if there and not step.overwrite:
-            return 412
-        if not there and not self.has_parent(to):
-            return 409
-        if self.is_folder(path):
-            if there:
-                self._delete(to)
-            for key in self.below(path):
-                self.keys[to + key[len(path) :]] = self.keys[key]
-                if step.method == "MOVE":
-                    del self.keys[key]
-            if step.method == "COPY":
-                self.keys.setdefault(to + "/", b"")
-        else:
-            if self.is_folder(to):
-                self._delete(to)
-            self.keys[to] = self.keys[path]
-            if step.method == "MOVE":
-                del self.keys[path]
-        return 204 if there else 201
+    def for_model(self) -> tree_model.Step:
+        door = "s3" if self.method.startswith("S3") else "dav"
+        action = {"MKCOL": "mkdir"}.get(self.method, self.method.removeprefix("S3").lower())
+        return tree_model.Step(door, action, self.path, self.to, self.overwrite, self.size)
 
 
 def paths() -> st.SearchStrategy[str]:
@@ -140,10 +58,10 @@ async def perform(engine: Engine, door: Door, step: Step, data: bytes) -> int:
     match step.method:
         case "S3PUT":
             await put(engine, BUCKET, step.path, data)
-            return 0
+            return 200
         case "S3DELETE":
             await engine.delete(BUCKET, step.path)
-            return 0
+            return 204
     where = href(BUCKET, step.path, folder=False)
     headers = {"Overwrite": "T" if step.overwrite else "F"}
     if step.method in ("COPY", "MOVE"):
@@ -158,12 +76,12 @@ async def contents(engine: Engine) -> dict[str, bytes]:
 
 
 async def run(path: Path, script: list[Step]) -> None:
-    model = Keys()
+    model = tree_model.Tree()
     async with engine_in(path) as engine, dav_door(engine) as door:
         await engine.create_bucket(BUCKET, owner="x")
         for number, step in enumerate(script):
             data = pattern(step.size, number)
-            expected = model.apply(step, data)
+            expected = model.apply(step.for_model(), data)
             assert await perform(engine, door, step, data) == expected, step
             assert await contents(engine) == model.keys, step
         report = await engine.fsck(deep=True)
