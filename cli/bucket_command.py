@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from cli import help
+from cli.options import DataOption
 from engine.errors import ConfigError
 
 bucket_app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
@@ -22,15 +22,7 @@ def _group() -> None:
 @bucket_app.command(help=help.BUCKET_QUOTA)
 def quota(
     bucket: Annotated[str, typer.Argument(metavar="BUCKET", show_default=False)],
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            "--data",
-            metavar="DIR",
-            help="Folder of the store. (LODE_DATA; default ./data)",
-            show_default=False,
-        ),
-    ] = None,
+    data: DataOption = None,
     size: Annotated[
         str | None,
         typer.Option(

@@ -9,18 +9,9 @@ from typing import Annotated
 import typer
 
 from cli import help
+from cli.options import DataOption
 
 cluster_app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
-
-DataOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--data",
-        metavar="DIR",
-        help="Folder of the store. (LODE_DATA; default ./data)",
-        show_default=False,
-    ),
-]
 
 
 MetaOption = Annotated[

@@ -21,6 +21,7 @@ from cli.cluster_command import cluster_app
 from cli.meta_command import meta_app
 from cli.mount_command import mount_command
 from cli.node_admin_command import node_app
+from cli.options import DataOption
 from cli.outcome import FAILED, USAGE, WorkersFailed, innermost, one_line
 from cli.serve_command import DavBasicOption, DavMacFilesOption, MetaOption, serve_command
 from cli.version import VERSION
@@ -36,15 +37,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 
-DataOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--data",
-        metavar="DIR",
-        help="Folder of the store. (LODE_DATA; default ./data)",
-        show_default=False,
-    ),
-]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print JSON with stable field names instead of a table.")
 ]

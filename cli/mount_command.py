@@ -8,21 +8,14 @@ from typing import Annotated
 
 import typer
 
+from cli.options import DataOption
 from engine.errors import ConfigError
 
 
 def mount_command(
     source: Annotated[str, typer.Argument(metavar="BUCKET[/PREFIX]", show_default=False)],
     target: Annotated[Path, typer.Argument(metavar="DIR", show_default=False)],
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            "--data",
-            metavar="DIR",
-            help="Folder of the store. (LODE_DATA; default ./data)",
-            show_default=False,
-        ),
-    ] = None,
+    data: DataOption = None,
     meta: Annotated[
         str | None,
         typer.Option(

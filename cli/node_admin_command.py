@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from cli import help
-from cli.cluster_command import DataOption
 from cli.node_command import node_app
+from cli.options import DataOption
 
 __all__ = ["node_app"]
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from cli.cluster_command import DataOption
+from cli.options import DataOption
 
 _STORE = "Store"
 _NETWORK = "Network"
