@@ -13,20 +13,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-import structlog
 import trio
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from engine.http.limits import Limits
-from engine.http.message import Request, Response
-from engine.http.server import serve
+from cli.pages import figures, serve_pages, text
+from engine.http.message import Response
 from engine.metrics import FOLDER_VARIABLE
-
-log = structlog.get_logger()
-
-TEXT = (b"Content-Type", b"text/plain; charset=utf-8")
 
 
 class Exporter:
@@ -52,32 +45,19 @@ class Exporter:
 
     async def run(self) -> None:
         """Answer until cancelled."""
-        await serve(
-            self.handle,
-            self._sockets,
-            limits=Limits(connections=64, shutdown_s=1.0),
-            tls=None,
-            log=log,
-            shutdown=trio.Event(),
-        )
+        pages = {b"/metrics": self._metrics, b"/healthz": self._health, b"/readyz": self._ready}
+        await serve_pages(pages, self._sockets)
 
-    async def handle(self, request: Request) -> Response:
-        if request.method not in ("GET", "HEAD"):
-            return Response(405, [(b"Allow", b"GET, HEAD"), TEXT], b"only GET\n")
-        match request.path:
-            case b"/metrics":
-                # Reads some files: not on the thread that watches the workers.
-                text = await trio.to_thread.run_sync(partial(_add_up, self._folder))
-                return Response(200, [(b"Content-Type", CONTENT_TYPE_PLAIN_0_0_4.encode())], text)
-            case b"/healthz":
-                return Response(200, [TEXT], b"ok\n")
-            case b"/readyz":
-                missing = self._missing()
-                if not missing:
-                    return Response(200, [TEXT], b"ok\n")
-                return Response(503, [TEXT], f"not serving: {', '.join(missing)}\n".encode())
-            case _:
-                return Response(404, [TEXT], b"/metrics, /healthz and /readyz are here\n")
+    async def _metrics(self) -> Response:
+        # Reads some files: not on the thread that watches the workers.
+        return figures(await trio.to_thread.run_sync(partial(_add_up, self._folder)))
+
+    async def _health(self) -> Response:
+        return text("ok")
+
+    async def _ready(self) -> Response:
+        missing = self._missing()
+        return text(f"not serving: {', '.join(missing)}", 503) if missing else text("ok")
 
 
 def _add_up(folder: Path) -> bytes:
