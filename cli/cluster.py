@@ -8,13 +8,15 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+import msgspec
 import trio
 
 from cli.admin import ask_store
 from cli.cluster_secret import VARIABLE
-from cli.credentials import load_or_create
+from cli.credentials import Credentials, generate, keep, load
 from cli.logs import configure_logs
-from engine import Engine, prepare_store
+from cli.root import settled_root
+from engine import Engine, open_engine, prepare_store
 from engine.cluster.admin import make_secret
 from engine.config import Profile, StoreConfig
 from engine.errors import ConfigError
@@ -63,8 +65,14 @@ def init_cluster(
         except ValueError as error:
             raise ConfigError(str(error)) from None
     config = StoreConfig(data=data, meta=meta, profile=Profile.parse(profile))
-    trio.run(lambda: prepare_store(config, cluster=True, cluster_secret=secret))
-    credentials = load_or_create(data)
+    kept = load(data)
+
+    async def make() -> Credentials | None:
+        await prepare_store(config, cluster=True, cluster_secret=secret)
+        async with open_engine(msgspec.structs.replace(config, services=False)) as engine:
+            return await settled_root(engine, kept)
+
+    credentials = keep(data, trio.run(make) or generate())
     print(f"cluster {shlex.quote(str(data))} credentials={shlex.quote(credentials.where)}")
     print(
         f"next: give members the secret (lode cluster secret --data {shlex.quote(str(data))}), "

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import secrets
 import stat
-import string
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -13,18 +11,14 @@ from typing import NamedTuple
 import msgspec
 import structlog
 
+from engine.access_keys import new_pair
 from engine.errors import ConfigError
 
 ACCESS_VARIABLE = "LODE_ACCESS_KEY"
 SECRET_VARIABLE = "LODE_SECRET_KEY"
 FILE_NAME = "credentials.json"
 
-ACCESS_KEY_SIZE = 20
-SECRET_KEY_SIZE = 40
-
-_ACCESS_ALPHABET = string.ascii_uppercase + string.digits
-# Without + and /: AWS's keys have them, and they break in URLs and shell scripts.
-_SECRET_ALPHABET = string.ascii_letters + string.digits
+REPLACED_NAME = "credentials.replaced.json"
 
 log = structlog.get_logger()
 
@@ -73,19 +67,36 @@ def from_environment(environment: Mapping[str, str]) -> Credentials | None:
     return credentials
 
 
-def load_or_create(folder: Path) -> CredentialsSource:
-    """Return the credentials kept in the data folder; make them on the first start.
+def load(folder: Path) -> Credentials | None:
+    """Return the credentials kept in the data folder, None when there are none.
 
-    The file is durable and has mode 0600 on return; a wider mode is set right with a warning.
-
-    Raises: ConfigError when the file cannot be read, written or understood.
+    Raises: ConfigError when the file cannot be read or understood.
     """
     path = folder / FILE_NAME
     try:
-        try:
-            credentials = _read(path)
-        except FileNotFoundError:
-            credentials = generate()
+        return _read(path)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ConfigError(f"credentials {path}: {error.strerror}") from error
+
+
+def keep(folder: Path, credentials: Credentials) -> CredentialsSource:
+    """See to it that the data folder keeps these credentials, durably and with mode 0600.
+
+    Others that it keeps are put aside under another name.
+    Raises: ConfigError.
+    """
+    path = folder / FILE_NAME
+    known = load(folder)
+    try:
+        if known is not None and known != credentials:
+            os.replace(path, folder / REPLACED_NAME)
+            log.warning(
+                "the gateways of this store have other credentials; the ones here were put aside",
+                path=str(path),
+            )
+        if known != credentials:
             _write(path, credentials)
     except OSError as error:
         raise ConfigError(f"credentials {path}: {error.strerror}") from error
@@ -93,10 +104,7 @@ def load_or_create(folder: Path) -> CredentialsSource:
 
 
 def generate() -> Credentials:
-    return Credentials(
-        "".join(secrets.choice(_ACCESS_ALPHABET) for _ in range(ACCESS_KEY_SIZE)),
-        "".join(secrets.choice(_SECRET_ALPHABET) for _ in range(SECRET_KEY_SIZE)),
-    )
+    return Credentials(*new_pair())
 
 
 def _read(path: Path) -> Credentials:

@@ -13,6 +13,7 @@ import structlog
 import trio
 
 from cli.handover import DavSettings, WorkerConfig
+from cli.logins import Logins, root_credential
 from cli.stopping import stop_on_signal
 from dav.app import DavApp
 from dav.config import DavConfig, MacFiles
@@ -40,7 +41,8 @@ async def serve_dav(
         engine = await stack.enter_async_context(open_engine(store))
         nursery = await stack.enter_async_context(trio.open_nursery())
         portal = await stack.enter_async_context(open_portal())
-        dav = _dav_config(config, settings)
+        await nursery.start(engine.access_keys.follow)
+        dav = _dav_config(config, settings, Logins(root_credential(config), engine.access_keys))
         app = DavApp(engine, portal, dav)
         meter = Metrics().requests("dav") if config.metrics else None
         servers = [
@@ -62,10 +64,10 @@ async def serve_dav(
         nursery.cancel_scope.cancel()
 
 
-def _dav_config(config: WorkerConfig, settings: DavSettings) -> DavConfig:
-    secrets = {config.credentials.access_key: config.credentials.secret_key}
+def _dav_config(config: WorkerConfig, settings: DavSettings, logins: Logins) -> DavConfig:
     return DavConfig(
-        secret_of=secrets.get,
+        secret_of=logins.secret_of,
+        access_of=logins.access_of,
         owner_id=config.owner_id,
         read_only=settings.read_only,
         basic_without_tls=settings.basic,

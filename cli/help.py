@@ -134,6 +134,38 @@ NODE_REPLACE = "\n\n".join(
 
 NODE_LIST = "List the members of the cluster and their drives."
 
+KEY = "Make, show and revoke access keys."
+
+KEY_CREATE = "\n\n".join(
+    (
+        "Make an access key with a secret key of its own, and print both.",
+        "    lode key create backup-of-lab --bucket backups",
+        "    lode key create website --read-only --bucket photos --bucket films",
+        "It works through S3 (access key and secret key) and WebDAV (user name and password), "
+        "at every running gateway of the store within a second. With --bucket it reaches these "
+        "buckets alone, makes them if they are not there, and sees no others.",
+        "The root credentials may do everything and are not among the keys.",
+    )
+)
+
+KEY_LIST = "List the access keys; never their secrets."
+
+KEY_SHOW = "\n\n".join(
+    (
+        "Show one access key, or with --root the root credentials of the store.",
+        "Where gateways share their metadata, all have the same root credentials; those that a "
+        "gateway was given in its environment are its own, and not shown.",
+    )
+)
+
+KEY_DELETE = (
+    "Delete an access key. Every gateway refuses it within a second; what it made stays as it is."
+)
+
+KEY_DISABLE = "Refuse an access key until it is enabled again; within a second, everywhere."
+
+KEY_ENABLE = "Let a disabled access key be used again."
+
 META = "Move, back up and restore metadata."
 
 META_COPY = "\n\n".join(

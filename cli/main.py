@@ -18,6 +18,7 @@ from cli import help
 from cli.arguments import normalize, parse_duration
 from cli.bucket_command import bucket_app
 from cli.cluster_command import cluster_app
+from cli.key_command import key_app
 from cli.meta_command import meta_app
 from cli.mount_command import mount_command
 from cli.node_admin_command import node_app
@@ -123,6 +124,7 @@ def dav(
 app.command("mount", help=help.MOUNT, rich_help_panel="Run")(mount_command)
 app.add_typer(node_app, name="node", help=help.NODE, rich_help_panel="Run")
 app.add_typer(cluster_app, name="cluster", help=help.CLUSTER, rich_help_panel="Look after")
+app.add_typer(key_app, name="key", help=help.KEY, rich_help_panel="Look after")
 app.add_typer(meta_app, name="meta", help=help.META, rich_help_panel="Look after")
 app.add_typer(bucket_app, name="bucket", help=help.BUCKET, rich_help_panel="Look after")
 

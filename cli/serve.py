@@ -15,11 +15,19 @@ import msgspec
 import structlog
 import trio
 
-from cli.credentials import CredentialsSource, from_environment, load_or_create
+from cli.credentials import (
+    Credentials,
+    CredentialsSource,
+    from_environment,
+    generate,
+    keep,
+    load,
+)
 from cli.exporter import Exporter
 from cli.handover import DavSettings, WorkerConfig
 from cli.listen import addresses_of, listen, make_tls_context
 from cli.logs import configure_logs
+from cli.root import settled_root
 from cli.settings import Settings
 from cli.supervisor import Supervisor
 from engine import open_engine, prepare_store
@@ -68,12 +76,13 @@ def run_server(
     board = make_board(settings.workers)
     exporter: Exporter | None = None
     try:
-        status = trio.run(_prepare, settings.store_config())
+        kept = load(settings.data) if given is None else None
+        status, root = trio.run(_prepare, settings.store_config(), kept, given is None)
         _announce(status)
         if given is not None:
             source = CredentialsSource(given, "environment")
         else:
-            source = load_or_create(settings.data)
+            source = keep(settings.data, root or kept or generate())
         if doors.metrics:
             exporter = Exporter(doors.metrics, lambda: supervisor.missing())
         supervisor = Supervisor(
@@ -109,11 +118,17 @@ def _open_doors(settings: Settings, *, dav_alone: bool) -> Doors:
     return doors
 
 
-async def _prepare(config: StoreConfig) -> StoreStatus:
-    """Make the store if it is new, so that what is wrong with it is said once and early."""
+async def _prepare(
+    config: StoreConfig, kept: Credentials | None, settle: bool
+) -> tuple[StoreStatus, Credentials | None]:
+    """Make the store if it is new, so that what is wrong with it is said once and early.
+
+    Also returns the root credentials that the metadata has, if ``settle``.
+    """
     await prepare_store(config)
     async with open_engine(msgspec.structs.replace(config, services=False)) as engine:
-        return await engine.status()
+        root = await settled_root(engine, kept) if settle else None
+        return await engine.status(), root
 
 
 def _announce(status: StoreStatus) -> None:

@@ -25,6 +25,7 @@ import trio
 from cli.allocator import keep_memory
 from cli.handover import Report, WorkerConfig, decode_config, encode_report
 from cli.listen import make_tls_context
+from cli.logins import Logins, root_credential
 from cli.logs import configure_logs
 from cli.outcome import innermost, one_line
 from cli.stopping import stop_on_signal
@@ -37,12 +38,10 @@ from engine.http.server import serve
 from engine.ids import Clock
 from engine.metrics import Metrics, StoreGauges
 from s3.app import S3Config, make_handler
-from s3.auth.credentials import Credential, RootCredential
 
 log = structlog.get_logger()
 
 CONFIG_SIZE_MAX = 1 << 20
-OWNER_NAME = "root"
 OBSERVE_EVERY_S = 15.0
 GENTLE_S = 45.0
 """Longer than a mount needs to commit what is pending."""
@@ -99,7 +98,8 @@ async def _serve(config: WorkerConfig, reports: int) -> None:
             meter = metrics.requests("s3")
             if config.number == 1:
                 nursery.start_soon(_observe, engine, metrics.store)
-        handler = make_handler(engine, _s3_config(config), log=log, observer=meter)
+        await nursery.start(engine.access_keys.follow)
+        handler = make_handler(engine, _s3_config(config, engine), log=log, observer=meter)
         async with trio.open_nursery() as serving:
             await serving.start(
                 partial(
@@ -134,17 +134,12 @@ def _tell_ready(reports: int) -> None:
     os.write(reports, encode_report(Report(ready=True)))
 
 
-def _s3_config(config: WorkerConfig) -> S3Config:
-    root = Credential(
-        access_key=config.credentials.access_key,
-        secret_key=config.credentials.secret_key,
-        owner_id=config.owner_id,
-        display_name=OWNER_NAME,
-    )
+def _s3_config(config: WorkerConfig, engine: Engine) -> S3Config:
+    root = root_credential(config)
     return S3Config(
-        credentials=RootCredential(root),
-        owner_id=config.owner_id,
-        owner_name=OWNER_NAME,
+        credentials=Logins(root, engine.access_keys),
+        owner_id=root.owner_id,
+        owner_name=root.display_name,
         clock=_wall_clock(),
         region=config.region,
         domains=config.domains,

@@ -31,6 +31,7 @@ from dav.put import put
 from dav.request import DavRequest, Handler, Reply
 from dav.room import Room
 from dav.tree import find
+from engine.access import FULL
 from engine.engine import Engine
 from engine.http.message import Buffer
 
@@ -80,6 +81,19 @@ UNBOUNDED = frozenset({"GET", "PUT", "DELETE", "COPY", "MOVE", "PROPFIND"})
 """Methods that take as long as there is something to move; they end with their client."""
 
 
+def check_access(request: DavRequest, *, write: bool) -> None:
+    """Refuse what the key may not do. The root shows the buckets that it reaches, and no more.
+
+    Raises: DavError 403, BadTarget, NoName, OtherHost.
+    """
+    if write and request.access.read_only:
+        raise DavError(403, "this access key is for reading")
+    destination = request.destination() if request.method in ("COPY", "MOVE") else None
+    for target in (request.target, destination):
+        if target is not None and target.bucket and not request.access.reaches(target.bucket):
+            raise DavError(403, "this access key is for other buckets")
+
+
 PART_OF_A_NAME = "this is a part of names that are too long; what is in it can be changed"
 
 
@@ -127,6 +141,8 @@ class DavRequests(RequestServer):
         if method == "OPTIONS" or (not request.user and method == "HEAD"):
             # Office asks before it logs in; it learns nothing but that this is a server.
             return request.answer(Reply(200, options_headers(config)))
+        if request.access is not FULL:
+            check_access(request, write=method in WRITING)
         request.body.fetch()
         reply = provider.portal.run(
             partial(handler, request),

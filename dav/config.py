@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from engine.access import FULL, Access
+
 
 class MacFiles(StrEnum):
     """What becomes of the files that macOS puts beside others (``._*``, ``.DS_Store``)."""
@@ -48,6 +50,8 @@ class DavLimits:
 class DavConfig:
     secret_of: Callable[[str], str | None]
     """The secret key of an access key; None when there is no such user."""
+    access_of: Callable[[str], Access] = field(default=lambda _: FULL)
+    """What an access key may do; asked for every request, so it answers at once."""
     owner_id: str
     """Canonical id of the user who owns buckets that are made here."""
     read_only: bool = False

@@ -55,7 +55,9 @@ async def list_folder(request: DavRequest, found: Resource) -> Reply:
     rows: list[str] = []
     next_after: str | None = None
     if target.is_root:
-        buckets, more = await request.engine.list_buckets(after=after, limit=PAGE)
+        buckets, more = await request.engine.list_buckets(
+            after=after, limit=PAGE, only=request.access.buckets
+        )
         rows = [
             _row(bucket.name, href(bucket.name, "", folder=True), None, bucket.created_ms)
             for bucket in buckets

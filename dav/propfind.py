@@ -247,7 +247,9 @@ async def _page(
     """
     engine = request.engine
     if folder.is_root:
-        buckets, more = await engine.list_buckets(after=after, limit=PAGE)
+        buckets, more = await engine.list_buckets(
+            after=after, limit=PAGE, only=request.access.buckets
+        )
         members = [
             Member(
                 href(bucket.name, "", folder=True),

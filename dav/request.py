@@ -17,6 +17,7 @@ from dav.errors import status_line
 from dav.names import Target, parse_destination, parse_target
 from dav.portal import Client, Crossing
 from dav.room import Room
+from engine.access import FULL, Access
 from engine.engine import Engine
 from engine.http.message import Buffer
 
@@ -39,6 +40,7 @@ class DavRequest:
         "_environ",
         "_start_response",
         "_write",
+        "access",
         "body",
         "client",
         "config",
@@ -56,7 +58,7 @@ class DavRequest:
         config: DavConfig,
         room: Room,
     ) -> None:
-        """Raises: BadTarget, NoName."""
+        """Raises: BadTarget, NoName, Unavailable."""
         self._environ = environ
         self._start_response = start_response
         self._write: Callable[[Buffer], None] | None = None
@@ -67,6 +69,8 @@ class DavRequest:
         self.room = room
         self.method: str = environ["REQUEST_METHOD"]
         self.target: Target = parse_target(environ["REQUEST_URI"])
+        self.access: Access = config.access_of(self.user) if self.user else FULL
+        """What who logged in may do; who did not is answered before it matters."""
 
     @property
     def user(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Iterable
 
 import msgspec
 
@@ -98,7 +99,30 @@ class Buckets:
 
         await self._store.db.run(body)
 
-    async def list(self, prefix: str, after: str, limit: int) -> tuple[list[BucketInfo], bool]:
+    async def _list_of(
+        self, names: Iterable[str], prefix: str, after: str, limit: int
+    ) -> tuple[list[BucketInfo], bool]:
+        """Return what ``list`` would if there were no buckets but these."""
+        wanted = sorted(name for name in names if name > after and name.startswith(prefix))
+
+        async def body(tr: ReadTransaction) -> list[BucketInfo]:
+            found: list[BucketInfo] = []
+            for name in wanted:
+                row = await tr.get(keyspace.bucket(name))
+                if row is not None:
+                    found.append(bucket_info(name, row))
+                if len(found) > limit:
+                    break
+            return found
+
+        found = await self._store.db.read(body)
+        return found[:limit], len(found) > limit
+
+    async def list(
+        self, prefix: str, after: str, limit: int, only: frozenset[str] | None
+    ) -> tuple[list[BucketInfo], bool]:
+        if only is not None:
+            return await self._list_of(only, prefix, after, limit)
         begin = max(keyspace.bucket(prefix), keyspace.after(keyspace.bucket(after)))
         end = keyspace.after_prefix(keyspace.bucket(prefix))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from engine.access_keys import AccessKeys
 from engine.buckets import Buckets
 from engine.changes import Changes
 from engine.completion import Completion
@@ -75,6 +76,7 @@ class Engine:
         self._listings = Listings(store)
         self.properties = Properties(store)
         self.locking = Locking(store)
+        self.access_keys = AccessKeys(store)
 
     # Buckets
 
@@ -91,10 +93,18 @@ class Engine:
         await self._buckets.delete(name)
 
     async def list_buckets(
-        self, *, prefix: str = "", after: str = "", limit: int = 1000
+        self,
+        *,
+        prefix: str = "",
+        after: str = "",
+        limit: int = 1000,
+        only: frozenset[str] | None = None,
     ) -> tuple[list[BucketInfo], bool]:
-        """Return buckets by name, all with names above ``after``, and whether there are more."""
-        return await self._buckets.list(prefix, after, limit)
+        """Return buckets by name, all with names above ``after``, and whether there are more.
+
+        ``only``: names beside which no others are there (``Access.buckets``).
+        """
+        return await self._buckets.list(prefix, after, limit, only)
 
     async def set_versioning(self, name: str, state: str) -> None:
         """``state``: ``Enabled`` or ``Suspended``."""

@@ -12,6 +12,7 @@ from engine import errors as engine_errors
 from engine.engine import Engine
 from engine.errors import EngineError, StorageError
 from engine.http.message import BodyBroken, Handler, Request, Response
+from s3.access import check_operation
 from s3.auth.sigv2 import with_query_headers
 from s3.auth.sigv4 import Authenticator
 from s3.config import Api, Observer, S3Config
@@ -86,6 +87,7 @@ class _Frontend:
                 request.signed_by = self._authenticator.authenticate(
                     http, host_bucket=request.host_bucket, any_region=route.any_region
                 )
+                check_operation(request.signed_by.access, route.name, request)
                 if HEADER in request.headers and request.bucket:
                     await check_owner(self._api, request.headers[HEADER], request.bucket)
             response = await route.run(self._api, request)

@@ -28,7 +28,10 @@ async def list_buckets(api: Api, request: S3Request) -> Response:
     token = params.get("continuation-token")
     region = params.get("bucket-region") or api.config.region
     buckets, more = await api.engine.list_buckets(
-        prefix=prefix, after="" if not token else decode_token(token), limit=limit
+        prefix=prefix,
+        after="" if not token else decode_token(token),
+        limit=limit,
+        only=request.identity.access.buckets,
     )
     rows = [owner_element(api), "<Buckets>"]
     for bucket in buckets:

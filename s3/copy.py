@@ -5,6 +5,7 @@ from __future__ import annotations
 from engine.errors import IsDeleteMarker, NotModified, PreconditionFailed
 from engine.http.message import Response
 from engine.types import PUT_SIZE_MAX, Attributes, CopySource, ObjectInfo, Pairs
+from s3.access import check_bucket
 from s3.attributes import parse_attributes
 from s3.checksums import SIZES
 from s3.conditions import copy_source_conditions, write_conditions
@@ -61,9 +62,11 @@ def _bad_source(raw: bytes) -> S3Error:
 async def find_source(api: Api, request: S3Request) -> tuple[CopySource, ObjectInfo]:
     """Return the source pinned to the version that is there now, and what is known of it.
 
-    Raises what the engine's ``head`` does, a failed condition always as PreconditionFailed.
+    Raises what the engine's ``head`` does, a failed condition always as PreconditionFailed; and
+    AccessDenied.
     """
     source = parse_copy_source(request)
+    check_bucket(request.identity.access, source.bucket, write=False)
     await check_source_owner(api, request, source.bucket)
     try:
         info = await api.engine.head(

@@ -13,6 +13,7 @@ import msgspec
 from engine.http.message import Response
 from engine.meta.records import Checksum
 from engine.types import PUT_SIZE_MAX, Attributes, Digests, ObjectInfo
+from s3.access import check_bucket
 from s3.attributes import parse_attributes
 from s3.auth.form import read_form
 from s3.auth.post_policy import authenticate_form
@@ -69,7 +70,8 @@ async def post_object(api: Api, request: S3Request) -> Response:
     """Store the form's file. Who may is decided by the policy in the form, not by headers."""
     form = await read_form(request.http)
     fields = form.fields
-    _, policy = authenticate_form(api.authenticator, fields, bucket=request.bucket)
+    credential, policy = authenticate_form(api.authenticator, fields, bucket=request.bucket)
+    check_bucket(credential.access, request.bucket, write=True)
     key = fields["key"]
     if not key:
         raise s3_error("InvalidArgument", "User key must have a length greater than 0.")

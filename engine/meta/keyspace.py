@@ -27,6 +27,7 @@ prefix rest of the key                                      value
 ``T``  bucket id (8), prefix                                TreeRename, while it is under way
 ``Q``  bucket id (8), key                                   PropertiesRecord
 ``W``  bucket id (8), root: a key, a folder or nothing      LocksRecord
+``J``  access key                                           AccessKeyRecord
 ``A``  setting name                                         store id, format version, profile
 ====== ==================================================== =====================================
 
@@ -60,12 +61,23 @@ NODE_COUNTER, REPAIR, STRAY, LEASE, FEED, SETTING = b"E", b"R", b"Y", b"L", b"F"
 TREE_RENAME = b"T"
 PROPERTIES, LOCK = b"Q", b"W"
 MEMBER = b"H"
+ACCESS_KEY = b"J"
 
 CLUSTER = SETTING + b"cluster"
 """Counter that every change of members or nodes bumps; all processes watch it."""
 
 FEED_HEAD = SETTING + b"feed"
 """Counter that every change of a key bumps; followers of the feed watch it."""
+
+ACCESS_KEYS = SETTING + b"access keys"
+"""Counter that every change of access keys bumps; all who check signatures watch it."""
+
+KEY_SECRET = SETTING + b"key secret"
+"""What the secrets of access keys are sealed under (``engine.sealing``): 32 random bytes."""
+
+ROOT_KEY = SETTING + b"root key"
+"""AccessKeyRecord of the root credentials, where gateways share their metadata; its name is the
+access key itself."""
 
 _END = b"\x00\x00"
 _SEQUENCE_TOP = 2**64 - 1
@@ -195,6 +207,10 @@ def split_stray(row_key: bytes) -> tuple[NodeId, FragmentId]:
 
 def lease(name: str) -> bytes:
     return LEASE + name.encode()
+
+
+def access_key(name: str) -> bytes:
+    return ACCESS_KEY + name.encode()
 
 
 def tree_rename(bucket_id: BucketId, prefix: bytes) -> bytes:

@@ -306,6 +306,21 @@ class LocksRecord(_Record, frozen=True):
     locks: list[LockEntry]
 
 
+class AccessKeyRecord(_Record, frozen=True):
+    """An access key: what it may do, and its secret."""
+
+    format: int
+    name: str
+    """What people call it; need not be unique."""
+    created_ms: int
+    sealed: bytes
+    """The secret key, as ``engine.sealing`` keeps it."""
+    read_only: bool = False
+    buckets: list[str] | None = None
+    """Names, sorted, also of buckets that are not there; None: all."""
+    disabled: bool = False
+
+
 FORMAT = 1
 
 _encoder = msgspec.msgpack.Encoder()
@@ -328,4 +343,5 @@ decode_lease = msgspec.msgpack.Decoder(LeaseRecord).decode
 decode_tree_rename = msgspec.msgpack.Decoder(TreeRename).decode
 decode_properties = msgspec.msgpack.Decoder(PropertiesRecord).decode
 decode_locks = msgspec.msgpack.Decoder(LocksRecord).decode
+decode_access_key = msgspec.msgpack.Decoder(AccessKeyRecord).decode
 decode_feed = msgspec.msgpack.Decoder(FeedRecord).decode

@@ -6,6 +6,8 @@ from typing import Protocol
 
 import msgspec
 
+from engine.access import FULL, Access
+
 
 class Credential(msgspec.Struct, frozen=True):
     """One access key and whose it is. ``repr`` keeps the secret out of logs."""
@@ -15,6 +17,8 @@ class Credential(msgspec.Struct, frozen=True):
     owner_id: str
     """Canonical user id, as listings and ACLs show it."""
     display_name: str
+    access: Access = FULL
+    """What may be done with it."""
 
     def __repr__(self) -> str:
         return f"Credential({self.access_key!r}, owner_id={self.owner_id!r})"
@@ -25,11 +29,13 @@ class CredentialStore(Protocol):
         """Return the credential, or None when there is no such key (or no longer).
 
         Called for every request, so it answers from memory, at once.
+
+        Raises: EngineError: it cannot be told now.
         """
 
 
 class RootCredential:
-    """The store of the one credential that ``lode serve`` starts with."""
+    """The store of one credential."""
 
     __slots__ = ("_credential",)
 

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 
 import msgspec
 
+from engine.access import Access
 from engine.http.message import Request
 from engine.ids import Clock
 from s3.auth import canonical, parameters, scope, sigv2
@@ -77,6 +78,7 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     access_key: str
     owner_id: str
     display_name: str
+    access: Access
     payload: PayloadMode
     sha256: bytes | None
     """Digest that the body must have (32 bytes), with ``PayloadMode.SIGNED`` only."""
@@ -230,6 +232,7 @@ class Authenticator:
             access_key=credential.access_key,
             owner_id=credential.owner_id,
             display_name=credential.display_name,
+            access=credential.access,
             payload=payload,
             sha256=digest,
             signing=SigningContext(found.key, timestamp, parsed.text, signature),
@@ -258,6 +261,7 @@ class Authenticator:
             access_key=credential.access_key,
             owner_id=credential.owner_id,
             display_name=credential.display_name,
+            access=credential.access,
             payload=payload,
             sha256=digest,
             signing=None,

@@ -16,13 +16,14 @@ from xml.etree import ElementTree
 import trio
 from structlog.typing import FilteringBoundLogger
 
+from cli.logins import Logins
 from engine.config import Profile, StoreConfig
 from engine.engine import Engine
 from engine.http.limits import Limits
 from engine.http.server import open_listeners, serve
 from engine.opening import WallClock, open_engine, prepare_store
 from s3.app import S3Config, make_handler
-from s3.auth.credentials import Credential, RootCredential
+from s3.auth.credentials import Credential
 from s3.auth.presign import presign_url, sign_request
 
 ROOT = Credential("LODEACCESSKEY", "lode-secret-key", "root-owner-id", "root")
@@ -245,10 +246,11 @@ async def running_s3(
     await prepare_store(config)
     log = Log()
     listeners: list[socket.socket] = open_listeners("127.0.0.1", 0)
-    async with open_engine(config) as engine:
+    async with open_engine(config) as engine, trio.open_nursery() as keys:
+        await keys.start(engine.access_keys.follow)
         clock = WallClock()
         s3_config = S3Config(
-            credentials=RootCredential(ROOT),
+            credentials=Logins(ROOT, engine.access_keys),
             owner_id=ROOT.owner_id,
             owner_name=ROOT.display_name,
             clock=clock,
@@ -274,4 +276,5 @@ async def running_s3(
             port = listeners[0].getsockname()[1]
             yield S3Server(engine, port, log, region)
             shutdown.set()
+        keys.cancel_scope.cancel()
     assert log.troubles == []

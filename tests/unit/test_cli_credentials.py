@@ -7,9 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from cli.credentials import Credentials, from_environment, generate, load_or_create
+from cli.credentials import (
+    Credentials,
+    CredentialsSource,
+    from_environment,
+    generate,
+    keep,
+    load,
+)
 from engine.errors import ConfigError
 from tests.support.logs import Logs
+
+
+def load_or_create(folder: Path) -> CredentialsSource:
+    return keep(folder, load(folder) or generate())
 
 
 def mode_of(path: Path) -> int:
@@ -42,6 +53,16 @@ def test_keys_that_others_could_read_are_closed_with_a_warning(tmp_path: Path, l
     load_or_create(tmp_path)
     assert mode_of(path) == 0o600
     assert any("0600" in event for event in logs.events)
+
+
+def test_credentials_of_the_store_put_those_of_the_folder_aside(tmp_path: Path, logs: Logs) -> None:
+    before = load_or_create(tmp_path).credentials
+    logs.expect("put aside")
+    keep(tmp_path, Credentials("STORES", "store's own secret"))
+    assert load(tmp_path) == Credentials("STORES", "store's own secret")
+    aside = tmp_path / "credentials.replaced.json"
+    assert before.secret_key in aside.read_text()
+    assert mode_of(aside) == 0o600
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ NODES = [NodeId(bytes.fromhex(f"d{n}00000000000000")) for n in range(1, 7)]
 MEMBER = MemberId(bytes.fromhex("a100000000000000"))
 FRAGMENT = FragmentId(CHUNK + b"\x02")
 NOW = 1_795_262_400_000
+SEALED = bytes(range(12)) + bytes.fromhex("c0ffee00" * 10) + bytes(range(16))
 ETAG = "5d41402abc4b2a76b9719d911017c592"
 VERSION_ID = keyspace.version_id(7, bytes(range(12)))
 
@@ -125,6 +126,18 @@ def examples() -> list[tuple[bytes, bytes]]:
                     ],
                 )
             ),
+        ),
+        (
+            keyspace.access_key("LODE2QK7V4XW9B3TH5ZN"),
+            encode(
+                records.AccessKeyRecord(FORMAT, "website", NOW, SEALED, True, ["films", "photos"])
+            ),
+        ),
+        (keyspace.ACCESS_KEYS, counter),
+        (keyspace.KEY_SECRET, bytes(range(32))),
+        (
+            keyspace.ROOT_KEY,
+            encode(records.AccessKeyRecord(FORMAT, "8FZK1M6Q0C3S7YRPD2VA", NOW, SEALED)),
         ),
         (keyspace.setting("profile"), b"4+2"),
     ]

@@ -23,6 +23,7 @@ FILE_LINES_EXCEPTIONS: frozenset[str] = frozenset()
 ENGINE_PUBLIC = frozenset(
     {
         "engine",
+        "engine.access",
         "engine.changes",
         "engine.config",
         "engine.engine",
