@@ -306,6 +306,22 @@ async def strays(stage: Stage) -> Any:
         return collected, await delete_strays(store), cluster.fragments()
 
 
+async def access_keys(stage: Stage) -> Any:
+    pairs = iter((f"ACCESS{number}", f"secret{number}") for number in range(9))
+    async with stage.engine() as engine:
+        keys = engine.access_keys
+        with patch("engine.access_keys.new_pair", lambda: next(pairs)):
+            answers: list[Any] = [
+                await keys.settle_root("root", "first"),
+                await keys.settle_root("root", "second"),
+                await keys.create("reader", read_only=True),
+                await keys.create("writer", buckets=["bucket"]),
+            ]
+        answers.append(await keys.set_disabled("reader", True))
+        answers.append(await keys.delete("writer"))
+        return answers, await keys.list()
+
+
 async def copying(stage: Stage) -> Any:
     source = MemoryDatabase()
 
@@ -410,6 +426,13 @@ SCENES: dict[str, Scene] = {
         "services.census:_Walk._examine_loose",
         "services.strays:_clear",
         "services.strays:_forget",
+    ),
+    "access keys": _scene(
+        access_keys,
+        "access_keys:AccessKeys.settle_root",
+        "access_keys:AccessKeys.create",
+        "access_keys:AccessKeys.set_disabled",
+        "access_keys:AccessKeys.delete",
     ),
     "copying": _scene(
         copying,
