@@ -9,7 +9,8 @@ BIN := $(VENV)/bin
 # Written by scripts/setup when a set-up is complete; newer inputs make it run again.
 RUN_STAMP := $(VENV)/.ready-run
 DEV_STAMP := $(VENV)/.ready-dev
-SETUP_INPUTS := scripts/setup pyproject.toml requirements.lock requirements-mount.lock
+SETUP_INPUTS := scripts/setup pyproject.toml setup.py requirements.lock requirements-mount.lock \
+	engine/data/md5lanes.c engine/data/md5lanes_kernel.h
 
 CODE := cli dav engine fs s3 tests benchmarks
 

@@ -120,7 +120,7 @@ class ChunkWriter:
         self,
         views: Sequence[memoryview],
         size: int,
-        digests: Digests | None,
+        digests: Digests,
         *,
         spread: bool = False,
     ) -> None:
@@ -129,7 +129,7 @@ class ChunkWriter:
         Args:
             views: whole stripes each; what ``size`` leaves over in the last stripe is filled with
                 zeros here. ``size`` is a multiple of the stripe size except in the last call.
-            digests: updated in the same thread; None when that is done elsewhere.
+            digests: updated in the same thread.
             spread: let two threads wait for the local drives: sooner done, for more CPU time.
         Raises:
             NoSpace, Unavailable: too few nodes are left.
@@ -275,7 +275,7 @@ class ChunkWriter:
 
     # Writing
 
-    def _write_all(self, views: Sequence[memoryview], size: int, digests: Digests | None) -> None:
+    def _write_all(self, views: Sequence[memoryview], size: int, digests: Digests) -> None:
         """In a worker thread, when all nodes are local: open, code and write.
 
         Scratch memory is taken here: there are only so many threads, and it stays warm.
@@ -296,15 +296,14 @@ class ChunkWriter:
         self,
         views: Sequence[memoryview],
         size: int,
-        digests: Digests | None,
+        digests: Digests,
         scratch: memoryview,
     ) -> dict[int, list[memoryview]]:
         """In a worker thread: return the bytes of each fragment; none when too few are open."""
         if self._all_local:
             while pairs := self._next_round():
                 self._open_local(pairs)
-        if digests is not None:
-            digests.update_each(views, size)
+        digests.update_each(views, size)
         if len(self._open) < self._required:
             return {}
         return self._code(views, size, scratch)

@@ -11,6 +11,7 @@ import trio
 from engine.config import Profile, StoreConfig
 from engine.data.buffers import BufferPool
 from engine.data.coding import Coders
+from engine.data.lanes import Lanes
 from engine.data.nodes import NodePool
 from engine.data.pace import Pace
 from engine.ids import ChunkId
@@ -46,6 +47,7 @@ class Context:
     coders: Coders
     buffers: BufferPool
     limiters: Limiters
+    lanes: Lanes
     new_chunk_id: Callable[[], ChunkId]
     on_damage: DamageSink
     pace: Pace

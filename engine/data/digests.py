@@ -69,7 +69,7 @@ class Digests:
     40 µs per MiB at most.
     """
 
-    __slots__ = ("_crcs", "_hashes", "slow")
+    __slots__ = ("_crcs", "_hashes")
 
     def __init__(self, algorithms: Iterable[str]) -> None:
         """
@@ -83,8 +83,6 @@ class Digests:
                 self._crcs[name] = 0
             else:
                 self._hashes[name] = _HASHES[name]()
-        self.slow = bool(self._hashes)
-        """Whether there is more to do than CRCs, so that a thread of its own is worth it."""
 
     def update(self, data: Buffer) -> None:
         for name, value in self._crcs.items():

@@ -1,18 +1,16 @@
 """``Pipeline``: streams one source into coded chunks, in bounded memory.
 
-Three tasks, each at its own pace: the pump pulls batches of stripes from the source, one task
-digests them (MD5 is slower than everything else), one codes and writes them. A batch's memory is
-free when both are done with it. When all cores are busy anyway, batches are digested in the thread
-that writes them: a second one would only cost.
+Three things, each at its own pace: the pump pulls batches of stripes from the source, a task codes
+and writes them, and MD5, slower than everything else, is computed together with that of other
+objects (``lanes.py``). A batch's memory is free when it was written and hashed.
 
-Concurrency: everything but ``_undigested`` is touched on the trio thread only. Digesting takes
-what has queued up in one visit to a thread, so that MD5 never waits for a hop.
+Concurrency: used on the trio thread only.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
+from functools import partial
 from typing import Protocol, TypeAlias
 
 import trio
@@ -20,7 +18,7 @@ import trio
 from engine.data.buffers import Buffer
 from engine.data.chunk_writer import UNDO_S_MAX, ChunkWriter
 from engine.data.context import BATCH_SIZE_MAX, Context, first_error
-from engine.data.digests import Digests
+from engine.data.digests import MD5, Digests
 from engine.errors import IncompleteBody
 
 DEPTH = 3
@@ -92,8 +90,9 @@ class Pipeline:
         """
         self.chunks: list[ChunkWriter] = []
         self.received = 0
-        self.digests = Digests(algorithms)
         self._context = context
+        self._digests = Digests(algorithms - {MD5})
+        self._md5 = context.lanes.open() if MD5 in algorithms else None
         self._source = source
         self._expected = size
         profile = context.profile
@@ -108,12 +107,6 @@ class Pipeline:
         self._held: set[StripeBatch] = set()
         self._released = trio.Event()
         """Set, and replaced, when a batch is done with."""
-        self._undigested: deque[StripeBatch] = deque()
-        self._more = trio.Event()
-        """Set, and replaced, when there is more to digest; set for good at the end."""
-        self._pulled_all = False
-        self._apart = False
-        """Digests are computed beside the writing, not in the same thread."""
         self._committed = trio.Event()
         self._committed.set()
 
@@ -125,15 +118,13 @@ class Pipeline:
         capacity = min(stripes * self._stripe_size, config.chunk_size)
         return await self._fill(StripeBatch([buffer], self._stripe_size), capacity)
 
-    async def run(self, first: StripeBatch | None) -> None:
-        """Read the source to its end; return when all is durable and digested.
+    async def run(self, first: StripeBatch | None) -> dict[str, bytes]:
+        """Read the source to its end; return the digests when all is durable.
 
         Args:
             first: what ``pull_first`` returned; None: the size is known.
         Raises: what ``writer.stage`` does. No fragment is left then, as far as nodes answer.
         """
-        work = self._context.limiters.work
-        self._apart = self.digests.slow and work.borrowed_tokens * 2 < work.total_tokens
         if first is not None:
             self._held.add(first)
         try:
@@ -141,13 +132,10 @@ class Pipeline:
                 send, receive = trio.open_memory_channel[_Step](DEPTH)
                 # Closed last: a pump that meets a closed channel would hide why its writer ended.
                 async with receive, trio.open_nursery() as nursery:
-                    if self._apart:
-                        nursery.start_soon(self._digest_all)
                     nursery.start_soon(self._write_all, receive, nursery)
                     async with send:
                         await self._pump(send, first)
-                    self._pulled_all = True
-                    self._more.set()
+                    md5 = await self._md5.digest() if self._md5 is not None else None
             except BaseExceptionGroup as group:
                 raise first_error(group) from None
         except BaseException:
@@ -156,8 +144,14 @@ class Pipeline:
                     await chunk.undo()
             raise
         finally:
+            if self._md5 is not None:
+                await self._md5.aclose()
             for batch in self._held:
                 batch.release()
+        digests = self._digests.result()
+        if md5 is not None:
+            digests[MD5] = md5
+        return digests
 
     # Pulling
 
@@ -171,11 +165,9 @@ class Pipeline:
             self.received += batch.size
             self._room -= batch.size
             batch.users = 1
-            if self._apart:
+            if self._md5 is not None:
                 batch.users = 2
-                self._undigested.append(batch)
-                more, self._more = self._more, trio.Event()
-                more.set()
+                self._md5.add(batch.views, batch.size, partial(self._done, batch))
             await send.send((chunk, batch))
             if self._room == 0:
                 await send.send((chunk, None))
@@ -215,7 +207,11 @@ class Pipeline:
                     self._stripe_size, stripes, first=not self._held
                 )
                 if buffers:
+                    if self._md5 is not None:
+                        self._md5.urgent = False
                     return buffers
+            if self._md5 is not None:
+                self._md5.urge()
             await self._released.wait()
 
     async def _fill(self, batch: StripeBatch, capacity: int) -> StripeBatch:
@@ -261,37 +257,20 @@ class Pipeline:
             released, self._released = self._released, trio.Event()
             released.set()
 
-    # Digesting and writing
-
-    async def _digest_all(self) -> None:
-        token = trio.lowlevel.current_trio_token()
-        while True:
-            while self._undigested:
-                await trio.to_thread.run_sync(
-                    self._digest_queued, token, limiter=self._context.limiters.work
-                )
-            if self._pulled_all:
-                return
-            await self._more.wait()
-
-    def _digest_queued(self, token: trio.lowlevel.TrioToken) -> None:
-        """In a worker thread; the batches are given back before this returns to its task."""
-        while self._undigested:
-            batch = self._undigested.popleft()
-            self.digests.update_each(batch.views, batch.size)
-            token.run_sync_soon(self._done, batch)
+    # Writing
 
     async def _write_all(
         self, receive: trio.MemoryReceiveChannel[_Step], nursery: trio.Nursery
     ) -> None:
+        work = self._context.limiters.work
+        spread = self._md5 is not None and work.borrowed_tokens * 2 < work.total_tokens
         async for chunk, batch in receive:
             if batch is None:
                 await self._committed.wait()
                 self._committed = trio.Event()
                 nursery.start_soon(self._commit, chunk, self._committed)
                 continue
-            digests = None if self._apart else self.digests
-            await chunk.write(batch.views, batch.size, digests, spread=self._apart)
+            await chunk.write(batch.views, batch.size, self._digests, spread=spread)
             self._done(batch)
 
     async def _commit(self, chunk: ChunkWriter, done: trio.Event) -> None:

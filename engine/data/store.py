@@ -12,6 +12,7 @@ from engine.data import reader, rebuild, writer
 from engine.data.buffers import Budget, BufferPool
 from engine.data.coding import Coders
 from engine.data.context import Context, DamageSink, Limiters
+from engine.data.lanes import Lanes
 from engine.data.layout import ALIGNMENT
 from engine.data.nodes import NodePool
 from engine.data.pace import Pace
@@ -69,6 +70,7 @@ class DataStore:
             coders=Coders(),
             buffers=self.buffers,
             limiters=limiters or default_limiters(),
+            lanes=Lanes(),
             new_chunk_id=new_chunk_id,
             on_damage=on_damage,
             pace=Pace(),

@@ -109,13 +109,13 @@ async def stage(
         first = await pipeline.pull_first()
         if first.size <= config.replicated_max:
             return await _stage_small(context, first, algorithms)
-    await pipeline.run(first)
+    digests = await pipeline.run(first)
     return StagedData(
         context,
         ChunkData([(chunk.chunk_id, chunk.size) for chunk in pipeline.chunks]),
         inline=b"",
         size=pipeline.received,
-        digests=pipeline.digests.result(),
+        digests=digests,
         chunks=pipeline.chunks,
     )
 
