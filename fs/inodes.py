@@ -61,6 +61,7 @@ class Node:
         "lookups",
         "open_stat",
         "parent",
+        "pristine",
         "unlinked",
         "version_id",
     )
@@ -87,6 +88,9 @@ class Node:
         """Of the version whose bytes the kernel may have in its page cache."""
         self.open_stat: Stat | None = None
         """Of the version that is open, while one is."""
+        self.pristine = True
+        """Never opened, and of one version only: the kernel has none of its pages and waits for
+        none, and the size that it knows is that version's."""
         self.draft: Draft | None = None
         """What this mount writes to the file (``fs.writing``)."""
         self.unlinked = False
@@ -97,6 +101,12 @@ class Node:
     @property
     def identity(self) -> bytes:
         return identity_of(self.kind, self.bucket_id, self.key, self.version_id)
+
+    def stand_for(self, data_id: bytes) -> None:
+        """Let the inode be that of a version of its path from now on."""
+        if self.data_id and self.data_id != data_id:
+            self.pristine = False
+        self.data_id = data_id
 
     @property
     def is_directory(self) -> bool:
@@ -191,6 +201,7 @@ class InodeTable:
 
     def opened(self, node: Node) -> None:
         node.handles += 1
+        node.pristine = False
 
     def closed(self, node: Node) -> None:
         node.handles -= 1

@@ -139,7 +139,7 @@ class Invalidation:
             if node.handles and not node.data_id:
                 return  # being made by this mount: it commits, or is told
             if path.record is not None and not node.handles:
-                node.data_id = path.record.data_id
+                node.stand_for(path.record.data_id)
                 node.cached = b""
                 notices[InodeNotice(node.inode, False)] = None
                 return

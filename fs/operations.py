@@ -95,9 +95,16 @@ class Operations(pyfuse3.Operations):
         self._open_directories: Handles[DirectoryHandle] = Handles()
         self.begun = trio.Event()
         """The kernel has said INIT, so that it asks from now on."""
+        at_once: dict[str, Callable[..., bool]] = {
+            "flush": self._flushes_at_once,
+            "getattr": self._describes_at_once,
+            "release": self._closes_at_once,
+        }
         for name in HANDLERS:
             limit_s = SLOW_S if name in SLOW_HANDLERS else None
-            setattr(self, name, guard.wrapped(name, getattr(self, name), limit_s=limit_s))
+            handler = getattr(self, name)
+            guarded = guard.wrapped(name, handler, limit_s=limit_s, at_once=at_once.get(name))
+            setattr(self, name, guarded)
         self.read = guard.wrapped_quick(  # type: ignore[assignment, method-assign]
             "read", self._read_now, self.read
         )
@@ -195,6 +202,10 @@ class Operations(pyfuse3.Operations):
             found = await self._view.describe(node)
         return self._entry(found.node, found.stat, epoch)
 
+    def _describes_at_once(self, inode: int, ctx: RequestContext) -> bool:
+        node = self._table.get(inode)
+        return node.kind is Kind.FILE and node.open_stat is not None
+
     async def access(self, inode: int, mode: int, ctx: RequestContext) -> bool:
         # The kernel checks modes itself (default_permissions).
         return True
@@ -237,7 +248,8 @@ class Operations(pyfuse3.Operations):
         reads = flags & os.O_ACCMODE == os.O_RDONLY and not flags & os.O_TRUNC
         await self.writing.settled(node)
         if reads and node.draft is None:
-            handle, keep_cache = await self._reading.open(node)
+            past_the_cache = bool(flags & os.O_DIRECT)
+            handle, keep_cache = await self._reading.open(node, may_push=not past_the_cache)
         else:
             handle, keep_cache = await self.writing.open(node, flags)
         return FileInfo(fh=self._files.add(handle), keep_cache=keep_cache)
@@ -265,7 +277,13 @@ class Operations(pyfuse3.Operations):
         return count
 
     async def flush(self, fh: int) -> None:
+        if not self._view.options.writable:
+            # The kernel asks no more at any close, as there is nothing to commit.
+            raise Refused(errno.ENOSYS)
         await self._files.get(fh).flush()
+
+    def _flushes_at_once(self, fh: int) -> bool:
+        return isinstance(self._files.get(fh), ReadHandle)
 
     async def fsync(self, fh: int, datasync: bool) -> None:
         await self._files.get(fh).fsync()
@@ -275,6 +293,10 @@ class Operations(pyfuse3.Operations):
         if handle is not None:
             await handle.aclose()
             await self.writing.left(handle.node)
+
+    def _closes_at_once(self, fh: int) -> bool:
+        handle = self._files.get(fh)
+        return isinstance(handle, ReadHandle) and handle.node.draft is None and not handle.streams
 
     # Changing names and attributes
 

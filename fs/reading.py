@@ -16,6 +16,7 @@ from __future__ import annotations
 import errno
 from time import perf_counter
 
+import pyfuse3
 import trio
 
 from engine.opened import BufferStream, ObjectStream, OpenedObject
@@ -232,6 +233,11 @@ class ReadHandle:
         finally:
             self._lock.release()
 
+    @property
+    def streams(self) -> bool:
+        """A stream is open, which closing has to end."""
+        return self._stream is not None
+
     async def close_idle(self, now: float) -> None:
         """Close the stream unless it was used lately or is being used."""
         stream = self._stream
@@ -273,9 +279,10 @@ class Reading:
         self.windows = view.windows
         self.cache = view.cache
 
-    async def open(self, node: Node) -> tuple[ReadHandle, bool]:
+    async def open(self, node: Node, *, may_push: bool) -> tuple[ReadHandle, bool]:
         """Return a handle on the current version, and whether the kernel may keep what it has
-        in its page cache.
+        in its page cache. ``may_push``: a small file's bytes may be put there before anybody
+        asks for them; not for who reads past it.
 
         Raises: Refused (ESTALE): another version is open through this inode; when the kernel
         looks the name up again, it gets another inode. NoSuchKey, Unavailable, Corrupt.
@@ -286,11 +293,28 @@ class Reading:
             await opened.aclose()
             raise Refused(errno.ESTALE)
         keep_cache = node.cached == record.data_id
+        if opened.inline and may_push and node.pristine and node.data_id == record.data_id:
+            self._push(node, opened.inline)
+            keep_cache = True
         node.data_id = node.cached = record.data_id
         if node.open_stat is None:
             node.open_stat = self._view.attributes.of_file(record)
         self._view.table.opened(node)
         return ReadHandle(self, node, opened), keep_cache
+
+    def _push(self, node: Node, data: bytes) -> None:
+        """Put all bytes of a file into the kernel's page cache, so that it need not ask for them.
+
+        Only for a pristine node. Then the kernel holds no page of it locked for a request to this
+        process, for which it would wait here for ever; there is no page of another version that
+        keeping the cache would keep; and the size is right, without which the last page is not
+        taken for a whole one.
+        """
+        try:
+            pyfuse3.notify_store(node.inode, 0, data)
+        except OSError:
+            return  # it asks then; what it took are these bytes
+        self._view.tally.read_bytes += len(data)
 
     async def _opened(self, node: Node) -> OpenedObject:
         """Pin the version that the node stands for: a named one, that of the moment which is

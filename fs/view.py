@@ -206,7 +206,7 @@ class View:
         elif node.handles:
             # Being made by this mount and not committed: its writer knows what it shows.
             return node
-        node.data_id = data_id
+        node.stand_for(data_id)
         return node
 
     def is_written(self, node: Node) -> bool:
@@ -241,7 +241,7 @@ class View:
         path = await self.paths.find(node.bucket, node.key)
         if path.record is None:
             raise Refused(errno.ENOENT)
-        node.data_id = path.record.data_id
+        node.stand_for(path.record.data_id)
         return Found(node, self.attributes.of_file(path.record), path.record)
 
     def known_file(self, bucket_id: bytes, key: str) -> Node | None:

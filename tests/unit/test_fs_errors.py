@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import inspect
+import math
 
 import pyfuse3
 import pytest
@@ -72,6 +73,15 @@ async def test_a_request_that_takes_too_long_times_out(
     with capture_logs(), pytest.raises(pyfuse3.FUSEError) as caught:
         await guard.wrapped("read", trio.sleep_forever)()
     assert caught.value.errno == errno.ETIMEDOUT
+
+
+async def test_only_a_request_that_may_wait_has_a_time_limit() -> None:
+    async def limit(number: int) -> float:
+        return trio.current_effective_deadline()
+
+    guarded = Guard(structlog.get_logger(), 5.0).wrapped("flush", limit, at_once=lambda n: n == 1)
+    assert await guarded(1) == math.inf
+    assert await guarded(2) < math.inf
 
 
 async def test_cancellation_passes() -> None:

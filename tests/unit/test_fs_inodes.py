@@ -34,6 +34,24 @@ def test_a_file_and_a_directory_of_one_name_differ() -> None:
     assert find(table, "a").inode != find(table, "a/").inode
 
 
+def test_only_an_inode_of_one_version_that_was_never_opened_has_no_pages() -> None:
+    table = make_table()
+    node = find(table, "a")
+    table.looked_up(node, ROOT_INODE)
+    node.stand_for(b"one")
+    node.stand_for(b"one")
+    assert node.pristine
+    node.stand_for(b"two")
+    assert not node.pristine
+    table.forget(node.inode, 1)
+    again = find(table, "a")
+    assert again.pristine
+    table.opened(again)
+    table.looked_up(again, ROOT_INODE)
+    table.closed(again)
+    assert not again.pristine
+
+
 def test_paths_with_the_same_hash_get_different_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     real = fs.inodes.blake2b
 
