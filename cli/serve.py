@@ -27,6 +27,7 @@ from cli.exporter import Exporter
 from cli.handover import DavSettings, WorkerConfig
 from cli.listen import addresses_of, listen, make_tls_context
 from cli.logs import configure_logs
+from cli.mount import ALL_BUCKETS, mount_options
 from cli.root import settled_root
 from cli.settings import Settings
 from cli.supervisor import Supervisor
@@ -34,7 +35,6 @@ from engine import open_engine, prepare_store
 from engine.config import StoreConfig
 from engine.http.crowd import make_board
 from engine.types import StoreStatus
-from fs.options import MountOptions
 
 log = structlog.get_logger()
 
@@ -190,11 +190,13 @@ def _worker_configs(
         number = len(configs) + 1
         configs.append(msgspec.structs.replace(config(number, doors.dav), dav=dav))
     if settings.mount is not None:
-        mount = MountOptions(
-            target=settings.mount,
+        mount = mount_options(
+            ALL_BUCKETS,
+            settings.mount,
             allow_other=settings.mount_allow_other,
-            uid=os.geteuid(),
-            gid=os.getegid(),
+            cache_dir=settings.mount_cache_dir,
+            cache_size=settings.mount_cache_size,
+            memory=None if settings.mount_memory is None else settings.mount_memory << 20,
         )
         configs.append(msgspec.structs.replace(config(len(configs) + 1, []), mount=mount))
     return configs

@@ -156,6 +156,33 @@ def serve_command(
             rich_help_panel=_MOUNT,
         ),
     ] = None,
+    mount_cache_dir: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR",
+            help="Keep there what was read through the mount, for drives that are slow or far.",
+            show_default=False,
+            rich_help_panel=_MOUNT,
+        ),
+    ] = None,
+    mount_cache_size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="At most so much: 512M, 10G. (default 10G, but a tenth of its disk at most)",
+            show_default=False,
+            rich_help_panel=_MOUNT,
+        ),
+    ] = None,
+    mount_memory: Annotated[
+        int | None,
+        typer.Option(
+            metavar="MIB",
+            help="Bound on reading ahead through the mount. (default 256)",
+            show_default=False,
+            rich_help_panel=_MOUNT,
+        ),
+    ] = None,
     domain: Annotated[
         list[str] | None,
         typer.Option(
@@ -357,6 +384,9 @@ def serve_command(
         "dav-infinite-depth": dav_infinite_depth,
         "mount": mount,
         "mount-allow-other": mount_allow_other,
+        "mount-cache-dir": mount_cache_dir,
+        "mount-cache-size": mount_cache_size,
+        "mount-memory": mount_memory,
         "domain": ",".join(domain) if domain else None,
         "region": region,
         "tls-cert": tls_cert,

@@ -22,6 +22,7 @@ from engine.meta.fdb_location import FdbLocation
 
 WORKERS_MAX = 64
 WORKERS_DEFAULT_MAX = 8
+MOUNT_MEMORY_MIN, MOUNT_MEMORY_MAX = 16, 1 << 20
 MAC_FILES = ("keep", "drop", "refuse")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
@@ -51,6 +52,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     mount: Path | None = None
     """Where every bucket is mounted as a folder; None: nowhere."""
     mount_allow_other: bool = False
+    mount_cache_dir: Path | None = None
+    """Folder that keeps what was read through the mount; None: nothing is kept."""
+    mount_cache_size: int | None = None
+    """Bytes that it may take; None: a sensible part of its disk."""
+    mount_memory: int | None = None
+    """MiB that reading through the mount may hold; None: as ``lode mount``."""
     workers: int = 0
     """Processes that serve; 0 is replaced by one per core, at most 8."""
     tls_cert: Path | None = None
@@ -137,6 +144,8 @@ def load_settings(
     )
     if (settings.tls_cert is None) != (settings.tls_key is None):
         raise ConfigError("--tls-cert and --tls-key belong together: give both or neither")
+    if settings.mount_cache_size is not None and settings.mount_cache_dir is None:
+        raise ConfigError("--mount-cache-size needs --mount-cache-dir: where what is kept goes")
     return settings
 
 
@@ -217,6 +226,7 @@ def _convert(name: str, value: Value, where: str, folder: Path) -> object:
                 | "tls-cert"
                 | "tls-key"
                 | "mount"
+                | "mount-cache-dir"
                 | "member-ca"
                 | "member-cert"
                 | "member-key"
@@ -246,7 +256,9 @@ def _convert(name: str, value: Value, where: str, folder: Path) -> object:
                 | "census-period"
             ):
                 return _seconds(value)
-            case "repair-rate" | "rebalance-rate" | "scrub-rate":
+            case "mount-memory":
+                return _mebibytes(value)
+            case "repair-rate" | "rebalance-rate" | "scrub-rate" | "mount-cache-size":
                 return value if isinstance(value, int) else parse_size(_text(value))
             case "log-level":
                 return _choice(_text(value).lower(), LOG_LEVELS)
@@ -306,10 +318,18 @@ def _domain(text: str) -> str:
 
 
 def _workers(value: Value) -> int:
+    return _number(value, 1, WORKERS_MAX)
+
+
+def _mebibytes(value: Value) -> int:
+    return _number(value, MOUNT_MEMORY_MIN, MOUNT_MEMORY_MAX)
+
+
+def _number(value: Value, least: int, most: int) -> int:
     if isinstance(value, str) and value.isascii() and value.isdecimal():
         value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= WORKERS_MAX:
-        raise ConfigError(f"expected a number from 1 to {WORKERS_MAX}, not {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise ConfigError(f"expected a number from {least} to {most}, not {value!r}")
     return value
 
 

@@ -187,10 +187,14 @@ def test_a_store_that_is_not_there_is_not_made(tmp_path: Path, target: Path) -> 
 
 
 def test_the_server_mounts_every_bucket_and_mounts_again_after_a_kill(
-    store: Path, target: Path
+    store: Path, target: Path, tmp_path: Path
 ) -> None:
-    with serving(store, "--workers", "1", "--mount", str(target)) as server:
+    cache = tmp_path / "cache"
+    options = ["--mount", str(target), "--mount-cache-dir", str(cache)]
+    options += ["--mount-cache-size", "1G", "--mount-memory", "64"]
+    with serving(store, "--workers", "1", *options) as server:
         assert f"mount={target}" in server.ready
+        assert cache.is_dir()
         assert (target / "bucket/c").read_bytes() == b"x"
         (mounting,) = [worker for worker in server.workers if has_fuse(worker)]
         os.kill(mounting, signal.SIGKILL)

@@ -51,6 +51,10 @@ def test_every_setting_can_stand_in_the_file(tmp_path: Path) -> None:
         domain = ["S3.Example.org."]
         region = "eu-1"
         grace = "2h"
+        mount = "mnt"
+        mount-cache-dir = "cache"
+        mount-cache-size = "2G"
+        mount-memory = 512
         log-level = "DEBUG"
         log-json = true
         """,
@@ -66,6 +70,10 @@ def test_every_setting_can_stand_in_the_file(tmp_path: Path) -> None:
         domain=("s3.example.org",),
         region="eu-1",
         grace=7200.0,
+        mount=tmp_path / "mnt",
+        mount_cache_dir=tmp_path / "cache",
+        mount_cache_size=2 << 30,
+        mount_memory=512,
         log_level="debug",
         log_json=True,
     )
@@ -92,6 +100,8 @@ def test_the_store_gets_what_was_set(tmp_path: Path) -> None:
         ("drives = [1]", r"drives in .*lode\.toml: expected a list"),
         ('profile = "4-2"', r"profile in .*lode\.toml: profile '4-2'"),
         ("grace = -1", r"grace in .*lode\.toml"),
+        ("mount-memory = 15", r"mount-memory in .*lode\.toml: expected a number from 16"),
+        ('mount-cache-size = "1G"', r"--mount-cache-size needs --mount-cache-dir"),
         ("log-json = 1", r"log-json in .*lode\.toml"),
         ("tls-cert = ", r"lode\.toml is not valid TOML"),
     ],
