@@ -6,8 +6,9 @@ when the store was slow lately. Reading from local drives that are quick goes pa
 What is fetched is copied and stored behind the reader's back; when the disk cannot keep up, blocks
 are left out. Trouble with the folder costs the cache, never a read.
 
-Memory: ``SLOTS`` blocks that wait to be stored, a run of ``RUN_SIZE`` per stream that reads from
-the cache, and the open files of ``CacheFolder``; nothing grows with the cache.
+Memory: ``SLOTS`` blocks that wait to be stored, two runs of ``RUN_SIZE`` per stream that reads from
+the cache (one is read while the other is used), and the open files of ``CacheFolder``; nothing
+grows with the cache.
 
 Concurrency: everything runs on the trio thread; the folder's calls go to threads.
 """
@@ -29,7 +30,7 @@ from fs.cache_folder import BLOCK_SIZE, SEGMENT_BLOCKS, Block, Body, CacheFolder
 
 T = TypeVar("T")
 
-RUN_SIZE = 1 << 20
+RUN_SIZE = 2 << 20
 """Read from the cache at once."""
 
 SLOTS = 32
@@ -86,6 +87,19 @@ class Slot:
         return self._memory[: self.body.length(self.number)]
 
 
+class Ahead:
+    """A run of blocks that is being read before somebody asks for it."""
+
+    __slots__ = ("count", "done", "into", "number")
+
+    def __init__(self, number: int, into: memoryview) -> None:
+        self.number = number
+        self.into = into
+        self.count = 0
+        """Bytes that were here; known when ``done``."""
+        self.done = trio.Event()
+
+
 class DiskCache:
     def __init__(
         self,
@@ -109,6 +123,8 @@ class DiskCache:
         self._slowness = 0.0
         self._paused_until = float("-inf")
         self._complained: set[tuple[str, int]] = set()
+        self._nursery: trio.Nursery | None = None
+        """Of what is read ahead, while ``run`` runs."""
 
     @property
     def pays(self) -> bool:
@@ -127,7 +143,14 @@ class DiskCache:
             self._slow_until = trio.current_time() + SLOW_FOR_S
 
     async def run(self) -> None:
-        """Store what is fetched, until cancelled."""
+        """Store what is fetched, and read ahead, until cancelled."""
+        try:
+            async with trio.open_nursery() as self._nursery:
+                await self._store_forever()
+        finally:
+            self._nursery = None
+
+    async def _store_forever(self) -> None:
         await self._in_thread("look through", self.folder.scan, None)
         async for first in self._receive:
             slots = [first]
@@ -176,6 +199,20 @@ class DiskCache:
         else:
             self.stats.misses += 1
         return count
+
+    def read_ahead(self, body: Body, number: int, into: memoryview) -> Ahead | None:
+        """Begin to fill ``into``, which belongs to the reading until that is ``done``."""
+        if self._nursery is None:
+            return None
+        ahead = Ahead(number, into)
+        self._nursery.start_soon(self._read_ahead, body, ahead)
+        return ahead
+
+    async def _read_ahead(self, body: Body, ahead: Ahead) -> None:
+        try:
+            ahead.count = await self.read(body, ahead.number, ahead.into)
+        finally:
+            ahead.done.set()
 
     async def read_block(self, body: Body, number: int) -> bytearray | None:
         """Return a block, or None."""
@@ -234,6 +271,7 @@ class CachedStream:
     """
 
     __slots__ = (
+        "_ahead",
         "_body",
         "_cache",
         "_collect_from",
@@ -260,6 +298,7 @@ class CachedStream:
         self._skip = 0
         """Bytes that the store gives first and nobody asked for: they make a block whole."""
         self._run = memoryview(b"")
+        self._ahead: Ahead | None = None
         self._slot: Slot | None = None
         self._collect_from = 0
         """Blocks before it are not collected: the disk could not keep up."""
@@ -291,11 +330,7 @@ class CachedStream:
         if not cache.pays:
             return None
         number, within = divmod(self._position, BLOCK_SIZE)
-        if not self._run:
-            last = -(-self._end // BLOCK_SIZE)
-            size = min(RUN_SIZE, (last - number) * BLOCK_SIZE)
-            self._run = memoryview(bytearray(size))
-        count = await cache.read(self._body, number, self._run)
+        count = await self._next_run(number)
         if count:
             end = min(number * BLOCK_SIZE + count, self._end)
             found = self._run[within : end - number * BLOCK_SIZE]
@@ -306,6 +341,27 @@ class CachedStream:
         # The store reads and verifies whole blocks anyway.
         self._position, self._skip = number * BLOCK_SIZE, within
         return None
+
+    async def _next_run(self, number: int) -> int:
+        """Fill ``_run`` with blocks from ``number`` on, and let those behind them be read
+        meanwhile; return how many bytes are here."""
+        cache, ahead = self._cache, self._ahead
+        self._ahead = None
+        spare = memoryview(b"")
+        last = -(-self._end // BLOCK_SIZE)
+        if ahead is not None and ahead.number == number:
+            await ahead.done.wait()
+            spare, self._run = self._run, ahead.into
+            count = ahead.count
+        else:
+            # What is being read ahead keeps its memory, and nobody looks at it.
+            if not self._run:
+                self._run = _memory(number, last)
+            count = await cache.read(self._body, number, self._run)
+        following = number + count // BLOCK_SIZE
+        if count == len(self._run) and following < last:
+            self._ahead = cache.read_ahead(self._body, following, spare or _memory(following, last))
+        return count
 
     async def _from_engine(self) -> bytes | memoryview:
         assert self._engine is not None
@@ -355,5 +411,11 @@ class CachedStream:
     async def aclose(self) -> None:
         """Release buffers. Does not wait for a disk."""
         self._run = memoryview(b"")
+        self._ahead = None
         self._position = self._end
         await self._close_engine()
+
+
+def _memory(number: int, last: int) -> memoryview:
+    """Return room for a run of blocks from ``number`` on that ends before ``last``."""
+    return memoryview(bytearray(min(RUN_SIZE, (last - number) * BLOCK_SIZE)))
