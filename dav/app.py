@@ -53,13 +53,18 @@ async def options(request: DavRequest, crossing: Crossing) -> Reply:
 
 def options_headers(config: DavConfig) -> list[tuple[str, str]]:
     """Say what can be done; the same for every path, so it tells nothing about what exists."""
-    names = [name for name in HANDLERS if name not in WRITING or not config.read_only]
     return [
         ("DAV", DAV_CLASSES if not config.read_only else "1, 3"),
         ("MS-Author-Via", "DAV"),
-        ("Allow", ", ".join(names)),
+        allow(config),
         ("Accept-Ranges", "bytes"),
     ]
+
+
+def allow(config: DavConfig) -> tuple[str, str]:
+    """Return the header that names the methods."""
+    names = [name for name in HANDLERS if name not in WRITING or not config.read_only]
+    return "Allow", ", ".join(names)
 
 
 HANDLERS: Mapping[str, Handler] = {
@@ -130,14 +135,13 @@ class DavRequests(RequestServer):
         if method == "OPTIONS" and environ["REQUEST_URI"] == "*":
             environ["REQUEST_URI"] = "/"
         handler = HANDLERS.get(method)
-        allow = options_headers(config)[2]
         if handler is None:
-            raise DavError(405 if method in _KNOWN else 501, headers=[allow])
+            raise DavError(405 if method in _KNOWN else 501, headers=[allow(config)])
         if config.read_only and method in WRITING:
-            raise DavError(403, "this server is read-only", headers=[allow])
+            raise DavError(403, "this server is read-only", headers=[allow(config)])
         request = DavRequest(environ, start_response, provider.engine, config, provider.room)
         if request.target.more and method in WRITING:
-            raise DavError(403, PART_OF_A_NAME, headers=[allow])
+            raise DavError(403, PART_OF_A_NAME, headers=[allow(config)])
         if method == "OPTIONS" or (not request.user and method == "HEAD"):
             # Office asks before it logs in; it learns nothing but that this is a server.
             return request.answer(Reply(200, options_headers(config)))
@@ -158,10 +162,15 @@ _KNOWN = frozenset({"POST", "PATCH", "TRACE", "CONNECT", "REPORT", "SEARCH", "AC
 class Resolver(BaseMiddleware):
     """The innermost middleware."""
 
+    def __init__(self, wsgidav_app: DavApp, next_app: Any, config: dict[str, Any]) -> None:
+        super().__init__(wsgidav_app, next_app, config)
+        # It keeps nothing of a request, so one is enough.
+        self._requests = DavRequests(wsgidav_app.provider_map["/"])
+
     def __call__(
         self, environ: dict[str, Any], start_response: Callable[..., Any]
     ) -> Iterable[Buffer]:
-        return DavRequests(environ["wsgidav.provider"])(environ, start_response)
+        return self._requests(environ, start_response)
 
 
 class DavApp(WsgiDAVApp):

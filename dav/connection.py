@@ -7,7 +7,8 @@ What is different from cheroot 11, and why:
 * a body that nobody read is drained up to a bound, not read whole into memory;
 * what was announced and not sent ends the connection, so that no client takes it for whole;
 * bodies go from the engine's buffers into the socket without a copy; a time-out means that no
-  byte moved; a whole head has a deadline.
+  byte moved; a whole head has a deadline;
+* the usual head is read in one go (``dav.head``), and that of the answer made in one.
 """
 
 from __future__ import annotations
@@ -18,11 +19,14 @@ from collections.abc import Iterable
 from socket import SHUT_RDWR, SHUT_WR
 from socket import socket as StreamSocket  # noqa: N812  a class of ours has an attribute "socket"
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote_to_bytes
 
 from cheroot import server as cheroot_server
 from cheroot import wsgi as cheroot_wsgi
 
 from dav.body import RequestBody
+from dav.head import environ_key, parse_head
+from dav.times import http_date
 from dav.wire import SocketReader, SocketWriter, peer_left, wait_readable
 from engine.http.message import BodyBroken
 
@@ -42,6 +46,7 @@ NO_ANSWER = 499
 LINGER_S = 2.0
 LINGER_SIZE = 8 << 20
 
+_NO_BODY = frozenset({b"204", b"205", b"304"})
 _SINGLE = frozenset({b"Content-Length", b"Transfer-Encoding", b"Host", b"Destination", b"Depth"})
 
 
@@ -79,6 +84,11 @@ class DavRequest(cheroot_server.HTTPRequest):
     chunked_write: bool
     close_connection: bool
     sent_headers: bool
+    status: bytes
+    outhead: bytes = b""
+    """Header lines of the answer, but for those that the connection decides."""
+    outnames: frozenset[str] | set[str] = frozenset()
+    """Their names, in lower case."""
 
     def __init__(self, server: DavServer, conn: DavConnection) -> None:
         # As a proxy it takes absolute targets and //, which dav.names reads by itself.
@@ -94,18 +104,44 @@ class DavRequest(cheroot_server.HTTPRequest):
         reader: SocketReader = self.conn.rfile
         reader.deadline = time.monotonic() + self.server.limits.head_s
         try:
-            super().parse_request()
+            if not self._parse_at_once(reader):
+                super().parse_request()
         finally:
             reader.deadline = None
+
+    def _parse_at_once(self, reader: SocketReader) -> bool:
+        """Take the usual head as one; with anything else do nothing and return False."""
+        block = reader.peek_head(self.server.max_request_header_size)
+        head = None if block is None else parse_head(block)
+        if block is None or head is None:
+            return False
+        reader.skip(len(block) + 4)
+        self.started_request = True
+        self.method, self.uri, self.inheaders = head
+        self.path = unquote_to_bytes(self.uri) if b"%" in self.uri else self.uri
+        self.qs = self.authority = b""
+        self.request_protocol = self.response_protocol = "HTTP/1.1"
+        self.ready = self._headers_read()
+        return True
 
     def read_request_headers(self) -> bool:
         try:
             self.header_reader(self.rfile, self.inheaders)
+        except ValueError as error:
+            return self._refuse(error)
+        return self._headers_read()
+
+    def _refuse(self, error: ValueError) -> bool:
+        self.close_connection = True
+        self.simple_response("400 Bad Request", str(error))
+        return False
+
+    def _headers_read(self) -> bool:
+        """Decide what the headers say of body and connection; False if they cannot be."""
+        try:
             length = self._framing()
         except ValueError as error:
-            self.close_connection = True
-            self.simple_response("400 Bad Request", str(error))
-            return False
+            return self._refuse(error)
         connection = self.inheaders.get(b"Connection", b"").lower()
         if self.response_protocol == "HTTP/1.1":
             self.close_connection = b"close" in connection
@@ -172,12 +208,28 @@ class DavRequest(cheroot_server.HTTPRequest):
     def send_headers(self) -> None:
         """Send status and headers; decide first whether the connection can be used again."""
         self._head_s = time.perf_counter() - self._began
-        if not self._can_drain():
+        if not self._can_drain() or self.status[:3] == b"413":
             self.close_connection = True
-        # Keeps cheroot from reading the rest of the body into memory.
-        chunked_read, self.chunked_read = self.chunked_read, True
-        super().send_headers()
-        self.chunked_read = chunked_read
+        names = self.outnames
+        more = []
+        if "content-length" not in names and self.status[:3] not in _NO_BODY:
+            if self.response_protocol == "HTTP/1.1" and self.method != b"HEAD":
+                self.chunked_write = True
+                more.append("Transfer-Encoding: chunked\r\n")
+            else:
+                # Only the end of the connection says where the body ends.
+                self.close_connection = True
+        if not self.close_connection and not self.server.can_add_keepalive_connection:
+            self.close_connection = True
+        if self.response_protocol == "HTTP/1.1":
+            if self.close_connection:
+                more.append("Connection: close\r\n")
+        elif not self.close_connection:
+            more.append(f"Connection: Keep-Alive\r\nKeep-Alive: timeout={self.server.timeout}\r\n")
+        now = http_date(time.time_ns() // 1_000_000)
+        more.append(f"Date: {now}\r\nServer: {self.server.server_name}\r\n\r\n")
+        head = (b"HTTP/1.1 ", self.status, b"\r\n", self.outhead, "".join(more).encode("latin-1"))
+        self.conn.wfile.write(b"".join(head))
 
     def write(self, chunk: bytes | bytearray | memoryview) -> None:
         self._sent += len(chunk)
@@ -311,12 +363,22 @@ class DavGateway(cheroot_wsgi.Gateway_10):
     remaining_bytes_out: int | None
 
     def get_environ(self) -> dict[str, Any]:
-        environ: dict[str, Any] = super().get_environ()
-        environ["lode.connection"] = self.req.conn
-        environ["lode.connection_used"] = lambda: self.req.sent_headers
-        environ["lode.body"] = self.req.body
-        environ["wsgi.input"] = self.req.body
-        environ["wsgi.url_scheme"] = "https" if self.req.conn.secure else "http"
+        """Return what the application reads; of what WSGI asks for beside that, nothing."""
+        req: DavRequest = self.req
+        environ: dict[str, Any] = {
+            "REQUEST_METHOD": req.method.decode("latin-1"),
+            "REQUEST_URI": req.uri.decode("latin-1"),
+            "PATH_INFO": req.path.decode("latin-1"),
+            "QUERY_STRING": req.qs.decode("latin-1"),
+            "REMOTE_ADDR": req.conn.remote_addr or "",
+            "wsgi.url_scheme": "https" if req.conn.secure else "http",
+            "wsgi.input": req.body,
+            "lode.connection": req.conn,
+            "lode.connection_used": lambda: req.sent_headers,
+            "lode.body": req.body,
+        }
+        for name, value in req.inheaders.items():
+            environ[environ_key(name)] = value.decode("latin-1")
         return environ
 
     def respond(self) -> None:
@@ -338,11 +400,22 @@ class DavGateway(cheroot_wsgi.Gateway_10):
         self, status: str, headers: list[tuple[str, str]], exc_info: Any = None
     ) -> Any:
         """Begin the answer; another one takes its place as long as nothing was sent."""
-        if not self.req.sent_headers:
-            self.started_response = False
-            self.req.outheaders = []
-            self.remaining_bytes_out = None
-        return super().start_response(status, headers, exc_info)
+        if self.req.sent_headers:
+            raise RuntimeError("an answer is on its way already")
+        self.started_response = True
+        self.remaining_bytes_out = None
+        names = set()
+        lines = []
+        for name, value in headers:
+            lower = name.lower()
+            if lower == "content-length":
+                self.remaining_bytes_out = int(value)
+            names.add(lower)
+            lines.append(f"{name}: {value}\r\n")
+        self.req.outhead = "".join(lines).encode("latin-1")
+        self.req.outnames = names
+        self.req.status = status.encode("latin-1")
+        return self.write
 
     def _has_body(self) -> bool:
         return self.req.status[:3] not in (b"204", b"304")

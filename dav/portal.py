@@ -3,7 +3,7 @@
 A thread hands over one async function and serves it until it has ended:
 
     thread                                  trio run
-    portal.run(work) ── run_sync_soon ──▶   a task in the portal's nursery: work(crossing)
+    portal.run(work) ── run_sync_soon ──▶   a task of the portal's nursery: work(crossing)
       waits, looks after the client   ◀───  await crossing.in_thread(send, buffer)
       send(buffer)                    ───▶  its result
       ...
@@ -12,6 +12,9 @@ A thread hands over one async function and serves it until it has ended:
 So everything that is opened for a request is opened, used and closed inside one ``async with``
 of one task, whatever happens to the client; blocking work on the socket is done by the thread
 that the request has anyway. At most one crossing per thread, so the number of threads bounds it.
+
+A task that has ended its work stays for the next (``Portal._idle``): starting one for each request
+costs as much as reading a small file.
 
 Concurrency: a ``_Job`` belongs to its thread and its task. ``inbox`` is the only thing both use;
 all else changes in the trio run alone, by way of ``run_sync_soon``.
@@ -120,6 +123,8 @@ class Portal:
     def __init__(self, token: trio.lowlevel.TrioToken, nursery: trio.Nursery) -> None:
         self._token = token
         self._nursery = nursery
+        self._idle: list[trio.lowlevel.Task] = []
+        """Tasks that wait for a job; at most as many as threads have crossed at once."""
 
     def run(self, work: Work[T], client: Client, *, timeout_s: float | None = None) -> T:
         """Run ``work`` in the trio run and return its result; blocks this thread.
@@ -148,12 +153,30 @@ class Portal:
                 raise Unavailable("no answer in time") from None
             raise
 
-    def _start(self, job: _Job[T], result: list[outcome.Outcome[T]]) -> None:
+    def _start(self, job: _Job[Any], result: list[outcome.Outcome[Any]]) -> None:
+        if self._idle:
+            trio.lowlevel.reschedule(self._idle.pop(), outcome.Value((job, result)))
+            return
         try:
-            self._nursery.start_soon(_perform, job, result)
+            self._nursery.start_soon(self._serve, job, result)
         except RuntimeError:
             # The nursery is closed: the server stops. No result is the answer.
             job.inbox.put((None, None))
+
+    async def _serve(self, job: _Job[Any], result: list[outcome.Outcome[Any]]) -> None:
+        """Perform this job, and then others until the portal is closed."""
+        task = trio.lowlevel.current_task()
+
+        def abort(_: object) -> trio.lowlevel.Abort:
+            self._idle.remove(task)
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        while True:
+            await _perform(job, result)
+            # What the request had is not to be kept until the next comes.
+            del job, result
+            self._idle.append(task)
+            job, result = await trio.lowlevel.wait_task_rescheduled(abort)
 
 
 async def _perform(job: _Job[T], result: list[outcome.Outcome[T]]) -> None:

@@ -36,6 +36,21 @@ class SocketReader:
             return True
         return isinstance(self._socket, ssl.SSLSocket) and self._socket.pending() > 0
 
+    def peek_head(self, limit: int) -> bytes | None:
+        """Return what stands before the first empty line, if that came already, or comes at once
+        to a reader that has nothing; it stays to be read. ``skip`` it with 4 bytes more.
+
+        Raises: TimeoutError, OSError.
+        """
+        if not self._buffer:
+            self._fetch()
+        end = self._buffer.find(b"\r\n\r\n", 0, limit)
+        return None if end < 0 else bytes(self._buffer[:end])
+
+    def skip(self, size: int) -> None:
+        """Let go of bytes that ``peek_head`` has shown."""
+        del self._buffer[:size]
+
     def readinto(self, view: memoryview) -> int:
         """Fill at least one byte of ``view`` and return how many; 0 at the end of the stream.
 

@@ -125,6 +125,50 @@ async def test_a_stop_interrupts_what_blocks_and_waits_for_it() -> None:
     assert order == ["returned", "released", "told"]
 
 
+async def test_a_task_that_has_ended_its_work_does_the_next() -> None:
+    seen: list[trio.lowlevel.Task] = []
+    together = trio.Event()
+
+    async def look(crossing: Crossing) -> None:
+        seen.append(trio.lowlevel.current_task())
+
+    async def meet(crossing: Crossing) -> None:
+        await look(crossing)
+        if len(seen) == 4:
+            together.set()
+        await together.wait()
+
+    def run(portal: Portal) -> None:
+        portal.run(meet, Client())
+
+    async with open_portal() as portal:
+        for _ in range(2):
+            await trio.to_thread.run_sync(portal.run, look, Client())
+        async with trio.open_nursery() as nursery:
+            for _ in range(2):
+                nursery.start_soon(trio.to_thread.run_sync, run, portal)
+    assert seen[0] is seen[1]
+    assert seen[2] is not seen[3]
+    assert seen[0] in seen[2:]
+
+
+async def test_work_that_was_cancelled_leaves_nothing_to_the_next() -> None:
+    client = Client()
+    client.left.set()
+
+    async def wait(crossing: Crossing) -> None:
+        await trio.sleep_forever()
+
+    async def go_on(crossing: Crossing) -> str:
+        await trio.lowlevel.checkpoint()
+        return "here"
+
+    async with open_portal() as portal:
+        with pytest.raises(ClientGone):
+            await trio.to_thread.run_sync(portal.run, wait, client)
+        assert await trio.to_thread.run_sync(portal.run, go_on, Client()) == "here"
+
+
 async def test_a_portal_that_is_closed_says_so() -> None:
     async def work(crossing: Crossing) -> None: ...
 
