@@ -172,9 +172,12 @@ META_COPY = "\n\n".join(
     (
         "Copy all metadata from SRC to DST, compare both, and let the data folder use DST.",
         "    lode meta copy embedded fdb:/etc/foundationdb/fdb.cluster --data /srv/lode",
-        "SRC and DST are [bold]embedded[/bold] (in the data folder) or fdb:CLUSTERFILE. Stop "
-        "everything that uses the store first; a copy that was interrupted goes on when the "
-        "command is given again. SRC stays as it was.",
+        "SRC and DST are [bold]embedded[/bold] (in the data folder) or fdb:CLUSTERFILE. Servers "
+        "and mounts may run: from the first moment the store is read-only for all of them, and "
+        "reads go on. Restart them afterwards: they would go on reading from SRC, which stays "
+        "read-only for good.",
+        "A copy that was interrupted goes on when the command is given again; the store stays "
+        "read-only until then, or until --abort gives the copy up.",
     )
 )
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 import time
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
 import msgspec
 import trio
@@ -17,12 +20,16 @@ from cli.logs import configure_logs
 from engine.config import StoreConfig
 from engine.errors import ConfigError
 from engine.identity import read_identity, write_identity
-from engine.meta.copying import check_unused, copy_metadata
+from engine.meta.copying import abort_copy, check_unused, copy_metadata, end_copy
 from engine.meta.fdb_location import SCHEME, FdbLocation
+from engine.meta.kv import Database
 from engine.meta.sqlite_backup import back_up, restore
 from engine.metadata import embedded_file, metadata_location, open_metadata, open_place
 
 EMBEDDED = "embedded"
+
+Place: TypeAlias = FdbLocation | None
+"""None: in the data folder."""
 
 
 def copy(data: Path, source: str, target: str) -> None:
@@ -30,35 +37,81 @@ def copy(data: Path, source: str, target: str) -> None:
     configure_logs("warning", as_json=False)
     identity = read_identity(data)
     config = StoreConfig(data=data)
-    places = [_place(source), _place(target)]
-    if places[0] == places[1]:
-        raise ConfigError("source and target are the same")
-    if metadata_location(config) not in places:
-        raise ConfigError(
-            f"the metadata of {data} is in {identity.meta or EMBEDDED}: name that as the source"
-        )
+    places = _places(config, source, target)
+    place = str(places[1]) if places[1] is not None else ""
 
     async def main() -> int:
-        async with AsyncExitStack() as stack:
-            source_db = await stack.enter_async_context(open_place(config, places[0]))
-            target_db = await stack.enter_async_context(open_place(config, places[1]))
+        async with _opened(config, places) as (source_db, target_db):
             with _progress() as progress:
-                return await copy_metadata(
+                rows = await copy_metadata(
                     source_db,
                     target_db,
                     identity.store_id,
-                    now_ms=_now_ms(),
+                    place=place or EMBEDDED,
                     progress=partial(_update, progress, {}),
                 )
+            write_identity(data, msgspec.structs.replace(identity, meta=place))
+            await end_copy(source_db, place or EMBEDDED)
+            return rows
 
-    rows = trio.run(main)
-    place = str(places[1]) if places[1] is not None else ""
-    write_identity(data, msgspec.structs.replace(identity, meta=place))
+    try:
+        rows = trio.run(main)
+    except ConfigError:
+        raise
+    except BaseException:
+        print(
+            "lode: the copy is not complete: the same command goes on with it, and --abort gives "
+            "it up; until then the store is read-only",
+            file=sys.stderr,
+        )
+        raise
     print(f"copied and compared {rows} rows; {data} uses {place or EMBEDDED} now")
-    print(f"the metadata in {source} is as it was; remove it when nothing needs it any more")
+    print(
+        f"restart what uses this store: it goes on reading from {source}, which nobody can change "
+        "any more; remove that when nothing needs it"
+    )
 
 
-def _place(text: str) -> FdbLocation | None:
+def abort(data: Path, source: str, target: str) -> None:
+    """Let a store be changed again whose copy was begun and is not to be ended."""
+    configure_logs("warning", as_json=False)
+    identity = read_identity(data)
+    config = StoreConfig(data=data)
+    places = _places(config, source, target)
+    if metadata_location(config) != places[0]:
+        raise ConfigError(f"the copy has ended: {data} uses {target}")
+
+    async def main() -> bool:
+        async with _opened(config, places) as (source_db, target_db):
+            return await abort_copy(source_db, target_db, identity.store_id)
+
+    undone = trio.run(main)
+    print(f"{data} can be changed again" if undone else "there was no copy to abort")
+
+
+def _places(config: StoreConfig, source: str, target: str) -> tuple[Place, Place]:
+    """Raises: ConfigError: they do not go with the data folder."""
+    places = _place(source), _place(target)
+    if places[0] == places[1]:
+        raise ConfigError("source and target are the same")
+    if metadata_location(config) not in places:
+        meta = read_identity(config.data).meta
+        raise ConfigError(
+            f"the metadata of {config.data} is in {meta or EMBEDDED}: name that as the source"
+        )
+    return places
+
+
+@asynccontextmanager
+async def _opened(
+    config: StoreConfig, places: tuple[Place, Place]
+) -> AsyncIterator[tuple[Database, Database]]:
+    async with AsyncExitStack() as stack:
+        source = await stack.enter_async_context(open_place(config, places[0]))
+        yield source, await stack.enter_async_context(open_place(config, places[1]))
+
+
+def _place(text: str) -> Place:
     if text == EMBEDDED:
         return None
     if not text.startswith(SCHEME):

@@ -27,10 +27,14 @@ def copy(
     source: Annotated[str, typer.Argument(metavar="SRC", show_default=False)],
     target: Annotated[str, typer.Argument(metavar="DST", show_default=False)],
     data: DataOption = None,
+    abort: Annotated[
+        bool,
+        typer.Option("--abort", help="Give up a copy that was interrupted: SRC can be changed."),
+    ] = False,
 ) -> None:
     from cli import meta
 
-    meta.copy(_folder(data), source, target)
+    (meta.abort if abort else meta.copy)(_folder(data), source, target)
 
 
 @meta_app.command(help=help.META_BACKUP)

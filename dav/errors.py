@@ -51,6 +51,7 @@ ENGINE_ERRORS: dict[type[EngineError], int] = {
     engine_errors.NoSpace: 507,
     engine_errors.QuotaExceeded: 507,
     engine_errors.Unavailable: 503,
+    engine_errors.StoreReadOnly: 503,
     engine_errors.Corrupt: 500,
 }
 """RFC 4918, sections 9 to 11. A name that cannot be is forbidden, as with Apache's."""
@@ -113,7 +114,7 @@ def translate(error: EngineError) -> DavError:
             headers.append(("Last-Modified", http_date(error.modified_ms)))
         case engine_errors.InvalidRange():
             headers.append(("Content-Range", f"bytes */{error.size}"))
-        case engine_errors.SlowDown() | engine_errors.Unavailable():
+        case engine_errors.SlowDown() | engine_errors.Unavailable() | engine_errors.StoreReadOnly():
             headers.append(("Retry-After", "1"))
         case _:
             pass

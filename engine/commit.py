@@ -8,7 +8,7 @@ from typing import TypeVar
 import trio
 
 from engine.data.writer import StagedData
-from engine.errors import ConflictError, RequestError, Unavailable
+from engine.errors import ConflictError, RequestError, StoreReadOnly, Unavailable
 from engine.ids import DataId, session_of
 from engine.meta import keyspace
 from engine.meta.kv import Transaction
@@ -65,7 +65,7 @@ async def commit(
     with trio.move_on_after(COMMIT_S_MAX, shield=True) as patience:
         try:
             result = await store.db.run(body)
-        except (RequestError, ConflictError, SessionExpired):
+        except (RequestError, ConflictError, SessionExpired, StoreReadOnly):
             if not staged.kept:
                 await staged.discard()  # noqa: ASYNC120  shields itself
             raise

@@ -44,6 +44,7 @@ __all__ = [
     "RequestError",
     "SlowDown",
     "StorageError",
+    "StoreReadOnly",
     "Unavailable",
 ]
 
@@ -282,6 +283,14 @@ class Unavailable(StorageError):
     def __init__(self, what: str) -> None:
         super().__init__(what)
         self.what = what
+
+
+class StoreReadOnly(StorageError):
+    """Nobody may change the store just now; ``why`` says it in a few words. Reading goes on."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"the store is read-only: {why}")
+        self.why = why
 
 
 class Corrupt(StorageError):

@@ -20,6 +20,7 @@ from engine.meta.copying import STORE_ID, is_unfinished
 from engine.meta.embedded import open_embedded
 from engine.meta.fdb import FdbLocation, open_fdb
 from engine.meta.kv import Database, Transaction
+from engine.meta.read_only import MOVED, read_only_reason
 
 
 def metadata_location(config: StoreConfig) -> FdbLocation | None:
@@ -49,6 +50,12 @@ async def open_metadata(config: StoreConfig) -> AsyncIterator[Database]:
             raise ConfigError(
                 f"{config.meta or config.data}: an unfinished copy of metadata; "
                 "`lode meta copy` goes on with it"
+            )
+        why = await read_only_reason(database)
+        if why is not None and why.startswith(MOVED):
+            raise ConfigError(
+                f"{config.data}: its metadata was {why}; name that with --meta and a new data "
+                "folder, or have this one used again with `lode meta copy --abort`"
             )
         yield database
 

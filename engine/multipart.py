@@ -11,6 +11,7 @@ from engine.errors import (
 from engine.ids import UploadId, timed_id
 from engine.meta import keyspace
 from engine.meta.kv import ReadTransaction, Transaction
+from engine.meta.read_only import refuse_if_read_only
 from engine.meta.records import (
     FORMAT,
     Checksum,
@@ -176,10 +177,11 @@ class Uploads:
     ) -> None:
         """Spare the client sending a part that could never be completed into an object.
 
-        Raises: NoSuchUpload, QuotaExceeded.
+        Raises: NoSuchUpload, QuotaExceeded, StoreReadOnly.
         """
 
         async def body(tr: ReadTransaction) -> None:
+            await refuse_if_read_only(tr)
             bucket, _ = await find_upload(tr, bucket_name, raw_key, upload_id)
             if bucket.quota is not None:
                 current = await current_version(tr, bucket, raw_key)

@@ -26,6 +26,7 @@ from engine.errors import (
 from engine.locks import check_locks, refuse_if_locked
 from engine.meta import keyspace
 from engine.meta.kv import VALUE_SIZE_MAX, ReadTransaction, Transaction
+from engine.meta.read_only import refuse_if_read_only
 from engine.meta.records import (
     FORMAT,
     Checksum,
@@ -182,6 +183,7 @@ class Objects:
         """Spare the client sending a body that the commit would refuse as things stand now."""
 
         async def body(tr: ReadTransaction) -> None:
+            await refuse_if_read_only(tr)
             bucket = await get_bucket(tr, bucket_name)
             current = await current_version(tr, bucket, raw_key)
             check_write(conditions, bucket_name, key, current)

@@ -28,6 +28,7 @@ from engine.ids import Clock, Random
 from engine.locks import sweep_locks
 from engine.meta import keyspace
 from engine.meta.kv import Database, ReadTransaction, Transaction
+from engine.meta.read_only import GuardedDatabase
 from engine.metadata import find_identity, open_metadata, shared_store_id
 from engine.node.disk import Disk, RealDisk
 from engine.rename_tree import finish_all
@@ -83,7 +84,8 @@ async def prepare_store(
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         (config.data / "meta").mkdir(exist_ok=True)
-        async with open_metadata(config) as db:
+        async with open_metadata(config) as database:
+            db = GuardedDatabase(database)
             if cluster:
                 # The secret is among the metadata.
                 (config.data / "meta").chmod(0o700)
@@ -143,7 +145,8 @@ async def open_engine(
     disk, clock = disk or RealDisk(), clock or WallClock()
     identity = await find_identity(config, clock())
     async with AsyncExitStack() as stack:
-        db = await stack.enter_async_context(open_metadata(config))
+        database = await stack.enter_async_context(open_metadata(config))
+        db = GuardedDatabase(database)
         limiters = Limiters(
             work=trio.CapacityLimiter(WORK_THREADS), disk=trio.CapacityLimiter(DISK_THREADS)
         )
@@ -157,7 +160,7 @@ async def open_engine(
         profile = config.profile or await _stored_profile(db)
         if profile is None:
             raise ConfigError(f"{config.data}: the store was not made to its end; start it again")
-        sessions = Sessions(db, clock, random, session_s=config.session_s)
+        sessions = Sessions(database, clock, random, session_s=config.session_s)
         await sessions.start()
         stack.push_async_callback(_finish, sessions)
         tasks = await stack.enter_async_context(_background())

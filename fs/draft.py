@@ -338,7 +338,7 @@ class Draft:
         self.base_id = info.record.data_id
         self._base_size = info.size
         node = self._node
-        node.data_id = info.record.data_id
+        node.stand_for(info.record.data_id)
         # What the kernel has in its page cache is what it has written.
         node.cached = info.record.data_id
         self._shop.saved(node)
@@ -424,6 +424,9 @@ class Draft:
                 except (EngineError, OSError) as error:
                     if self._failure is None:
                         await self._keep(error)
+            if self.dirty and not self.unlinked:
+                # The kernel's pages of the file are those of no version.
+                self._node.cached = b""
             if self._content is not None:
                 await self._content.aclose()
             await self._drop_base()

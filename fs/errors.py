@@ -46,6 +46,7 @@ ERRNO: dict[type[Exception], int] = {
     engine_errors.PreconditionFailed: errno.ESTALE,
     engine_errors.QuotaExceeded: errno.EDQUOT,
     engine_errors.SlowDown: errno.EAGAIN,
+    engine_errors.StoreReadOnly: errno.EROFS,
     engine_errors.Unavailable: errno.EIO,
     FeedLost: errno.EIO,
     NotUtf8: errno.EILSEQ,

@@ -365,6 +365,7 @@ ENGINE_ERRORS: Mapping[type[EngineError], Callable[[EngineError], S3Error]] = {
     engine_errors.PreconditionFailed: _plain("PreconditionFailed", Condition="condition"),
     engine_errors.QuotaExceeded: _plain("QuotaExceeded", BucketName="bucket"),
     engine_errors.SlowDown: _plain("SlowDown"),
+    engine_errors.StoreReadOnly: _plain("ServiceUnavailable"),
     engine_errors.Unavailable: _plain("ServiceUnavailable"),
 }
 """Leaf of the engine's tree → what S3 answers; ``tests/unit/test_s3_errors.py`` proves it whole."""

@@ -79,6 +79,9 @@ ROOT_KEY = SETTING + b"root key"
 """AccessKeyRecord of the root credentials, where gateways share their metadata; its name is the
 access key itself."""
 
+READ_ONLY = SETTING + b"read only"
+"""Why nobody may change the store, as text; absent: all may (``engine.meta.read_only``)."""
+
 _END = b"\x00\x00"
 _SEQUENCE_TOP = 2**64 - 1
 

@@ -8,7 +8,7 @@ from typing import TypeAlias
 import structlog
 import trio
 
-from engine.errors import EngineError, StorageError
+from engine.errors import EngineError, StorageError, StoreReadOnly
 from engine.meta import keyspace
 from engine.meta.kv import ReadTransaction, Transaction
 from engine.meta.records import FORMAT, LeaseRecord, decode_lease, encode
@@ -16,6 +16,8 @@ from engine.store import Store
 
 LEASE_S = 30.0
 RELEASE_S_MAX = 2.0
+READ_ONLY_S = 2.0
+"""How soon to try again when the store may not be changed."""
 
 Step: TypeAlias = Callable[[], Awaitable[None]]
 
@@ -86,6 +88,9 @@ async def run_leased(
             finally:
                 with trio.move_on_after(RELEASE_S_MAX, shield=True):
                     await release(store, name, holder)
+        except StoreReadOnly:
+            # Services have time; whoever made it so has said it.
+            await trio.sleep(READ_ONLY_S)
         except StorageError as error:
             log.error("metadata store failed", error=str(error))
 
@@ -99,7 +104,8 @@ async def _keep(
             kept = await acquire(store, name, holder, lease_s=lease_s)
         except StorageError as error:
             # Without news of the lease somebody else may have it soon: the round ends here.
-            structlog.get_logger().error("lease not renewed", service=name, error=str(error))
+            if not isinstance(error, StoreReadOnly):
+                structlog.get_logger().error("lease not renewed", service=name, error=str(error))
             kept = False
         if not kept:
             scope.cancel()

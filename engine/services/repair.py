@@ -20,7 +20,7 @@ import trio
 from engine.cluster.membership import set_node
 from engine.data.batch import layout_of
 from engine.data.rebuild import FragmentState
-from engine.errors import EngineError
+from engine.errors import EngineError, StoreReadOnly
 from engine.ids import ChunkId, NodeId, fragment_id
 from engine.meta import keyspace
 from engine.meta.kv import ReadTransaction, Transaction
@@ -72,6 +72,9 @@ class DamageLog:
         async for chunk_id, index, kind in self._receive:
             try:
                 await self._queue(store, chunk_id, index, kind)
+            except StoreReadOnly as error:
+                # The next read, or the next scrub, finds it again.
+                structlog.get_logger().info("damage not queued", error=str(error))
             except EngineError as error:
                 structlog.get_logger().error("damage not queued", error=str(error))
 

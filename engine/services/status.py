@@ -8,6 +8,7 @@ from engine.cluster.membership import Rows, read_rows, worse
 from engine.ids import NodeId
 from engine.meta import keyspace
 from engine.meta.kv import ReadTransaction
+from engine.meta.read_only import read_only_reason
 from engine.meta.records import NodeRecord
 from engine.node.contract import NodeError, Space
 from engine.services.census import census_status
@@ -37,6 +38,7 @@ async def store_status(store: Store) -> StoreStatus:
         else:
             objects += value
     census = await census_status(store)
+    read_only = await read_only_reason(store.db)
     drives = [found[node_id] for node_id in rows.nodes]
     return StoreStatus(
         store_id=store.store_id,
@@ -51,7 +53,10 @@ async def store_status(store: Store) -> StoreStatus:
         domains=store.pool.domains(),
         census=census,
         work=await running_work(store),
-        warnings=_warnings(store, drives, census),
+        warnings=[
+            *([] if read_only is None else [f"the store is read-only: {read_only}"]),
+            *_warnings(store, drives, census),
+        ],
     )
 
 

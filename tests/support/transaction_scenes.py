@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
@@ -21,10 +21,11 @@ from engine.engine import Engine
 from engine.ids import NodeId
 from engine.locks import sweep_locks
 from engine.meta import keyspace
-from engine.meta.copying import copy_metadata
+from engine.meta.copying import abort_copy, copy_metadata
 from engine.meta.fdb import FdbLocation, open_fdb
 from engine.meta.kv import Transaction
 from engine.meta.memory import MemoryDatabase
+from engine.meta.read_only import clear_read_only, set_read_only
 from engine.opening import prepare_store
 from engine.services.collector import collect
 from engine.services.leases import acquire, release
@@ -330,10 +331,23 @@ async def copying(stage: Stage) -> Any:
             tr.set(b"k%04d" % number, bytes(400))
 
     await source.run(fill)
+
+    def interrupt(phase: str, done: int) -> None:
+        raise InterruptedError
+
+    async def copy(progress: Callable[[str, int], None]) -> int:
+        return await copy_metadata(source, target, "0" * 32, place="there", progress=progress)
+
     async with open_fdb(stage.location) as target:
-        return await copy_metadata(
-            source, target, "0" * 32, now_ms=stage.fate(), progress=lambda phase, done: None
-        )
+        with suppress(InterruptedError):
+            await copy(interrupt)
+        answers: list[Any] = [
+            await abort_copy(source, target, "0" * 32),
+            await copy(lambda phase, done: None),
+        ]
+        await set_read_only(target, "being copied back")
+        answers += [await clear_read_only(target), await clear_read_only(target)]
+        return answers
 
 
 class Scene(NamedTuple):
@@ -437,7 +451,11 @@ SCENES: dict[str, Scene] = {
     "copying": _scene(
         copying,
         "meta.copying:_begin",
+        "meta.copying:_copy_sessions",
         "meta.copying:_copy_step",
+        "meta.copying:abort_copy",
         "meta.copying:copy_metadata",
+        "meta.read_only:clear_read_only",
+        "meta.read_only:set_read_only",
     ),
 }

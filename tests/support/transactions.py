@@ -20,7 +20,10 @@ PACKAGES = ("engine", "s3", "fs", "dav", "cli")
 PLAIN_NAMES = frozenset({"db", "_db", "database", "_database"})
 NAMES = PLAIN_NAMES | {"source", "target"}
 """What a database is called, as a variable or an attribute."""
-HELPERS = {"engine.commit:commit": "commit"}
+HELPERS = {
+    "engine.commit:commit": "commit",
+    "engine.meta.read_only:GuardedDatabase.run": "GuardedDatabase",
+}
 """By kind: the name that callers import."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from pathlib import Path
 
@@ -10,13 +11,22 @@ import trio
 
 from cli import meta
 from engine.config import StoreConfig
-from engine.errors import ConfigError, Corrupt
+from engine.errors import ConfigError, Corrupt, StoreReadOnly
 from engine.identity import read_identity
 from engine.meta import keyspace
-from engine.meta.copying import CURSOR, STORE_ID, copy_metadata, is_unfinished
+from engine.meta.body import BodySuspended
+from engine.meta.copying import (
+    CURSOR,
+    STORE_ID,
+    abort_copy,
+    copy_metadata,
+    end_copy,
+    is_unfinished,
+)
 from engine.meta.embedded import open_embedded
 from engine.meta.kv import Database, Transaction
 from engine.meta.memory import MemoryDatabase
+from engine.meta.read_only import GuardedDatabase, read_only_reason, set_read_only
 from engine.meta.records import FORMAT, SessionRecord, encode
 from engine.meta.sqlite_backup import back_up, restore
 from engine.metadata import embedded_file
@@ -25,6 +35,7 @@ from tests.support.kv import fetch, fetch_range
 
 STORE = "0123456789abcdef" * 2
 NOW = 1_795_262_400_000
+PLACE = "fdb:/there"
 
 
 def unheard(phase: str, done: int) -> None:
@@ -68,7 +79,7 @@ async def test_copy_has_every_row_but_the_feed(source, target):
     made = await fill(source)
     seen: list[tuple[str, int]] = []
     count = await copy_metadata(
-        source, target, STORE, now_ms=NOW, progress=lambda *what: seen.append(what)
+        source, target, STORE, place=PLACE, progress=lambda *what: seen.append(what)
     )
     assert count == len(made)
     assert await rows(target) == {**made, STORE_ID: STORE.encode()}
@@ -88,10 +99,12 @@ async def test_interrupted_copy_goes_on_where_it_stopped(source, target):
             raise Interrupted
 
     with pytest.raises(Interrupted):
-        await copy_metadata(source, target, STORE, now_ms=NOW, progress=interrupt)
+        await copy_metadata(source, target, STORE, place=PLACE, progress=interrupt)
     assert await is_unfinished(target)
     seen: list[tuple[str, int]] = []
-    await copy_metadata(source, target, STORE, now_ms=NOW, progress=lambda *what: seen.append(what))
+    await copy_metadata(
+        source, target, STORE, place=PLACE, progress=lambda *what: seen.append(what)
+    )
     copied = [done for phase, done in seen if phase == "copied"]
     assert 0 < max(copied) < len(made) - 1000
     assert await rows(target) == {**made, STORE_ID: STORE.encode()}
@@ -111,7 +124,7 @@ async def test_change_of_the_source_meanwhile_is_found(source, target):
                 nursery.start_soon(change)
 
         with pytest.raises(Corrupt, match="differs"):
-            await copy_metadata(source, target, STORE, now_ms=NOW, progress=begun)
+            await copy_metadata(source, target, STORE, place=PLACE, progress=begun)
     assert await is_unfinished(target)
 
 
@@ -119,22 +132,119 @@ async def test_target_that_holds_something_else_is_refused(source, target):
     await fill(source, 10)
     await target.run(lambda tr: put_row(tr, b"O1", b""))
     with pytest.raises(ConfigError, match="holds metadata already"):
-        await copy_metadata(source, target, STORE, now_ms=NOW, progress=unheard)
+        await copy_metadata(source, target, STORE, place=PLACE, progress=unheard)
     await target.run(lambda tr: put_row(tr, CURSOR, b"f" * 32 + b"O"))
     with pytest.raises(ConfigError, match="copy of another store"):
-        await copy_metadata(source, target, STORE, now_ms=NOW, progress=unheard)
+        await copy_metadata(source, target, STORE, place=PLACE, progress=unheard)
 
 
 async def put_row(tr: Transaction, key: bytes, value: bytes) -> None:
     tr.set(key, value)
 
 
-async def test_store_that_is_in_use_is_not_copied(source, target):
-    session = SessionRecord(FORMAT, "gate1", 4711, NOW, NOW + 1, NOW)
-    await source.run(lambda tr: put_row(tr, keyspace.SESSION + bytes(10), encode(session)))
-    with pytest.raises(ConfigError, match="process 4711 on gate1"):
-        await copy_metadata(source, target, STORE, now_ms=NOW, progress=unheard)
-    assert await copy_metadata(source, target, STORE, now_ms=NOW + 1, progress=unheard) == 1
+async def test_copy_takes_sessions_as_they_are_at_its_end(source, target):
+    await fill(source)
+    session = keyspace.SESSION + bytes(10)
+    record = SessionRecord(FORMAT, "gate1", 4711, NOW, NOW + 1, NOW)
+
+    async def renew() -> None:
+        await source.run(lambda tr: put_row(tr, session, encode(record)))
+
+    async with trio.open_nursery() as nursery:
+
+        def copied(phase: str, done: int) -> None:
+            nursery.start_soon(renew)
+
+        await copy_metadata(source, target, STORE, place=PLACE, progress=copied)
+    assert await fetch(target, session) == encode(record)
+
+
+async def test_nobody_changes_the_store_from_the_first_row_on(source, target):
+    await fill(source)
+    users = GuardedDatabase(source)
+    accepted: list[bytes] = []
+    refused: list[str] = []
+
+    async def change(number: int) -> None:
+        # Rows all over the keyspace, behind and before the cursor.
+        key = b"%c%06d" % (b"ABCOVXZ"[number % 7], number)
+        try:
+            await users.run(lambda tr: put_row(tr, key, b"new"))
+        except StoreReadOnly as error:
+            refused.append(error.why)
+        else:
+            accepted.append(key)
+
+    async def change_again_and_again() -> None:
+        for number in itertools.count():
+            await change(number)
+            await trio.lowlevel.checkpoint()
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(4):
+            nursery.start_soon(change_again_and_again)
+        while len(accepted) < 50:  # noqa: ASYNC110
+            await trio.lowlevel.checkpoint()
+        await copy_metadata(source, target, STORE, place=PLACE, progress=unheard)
+        nursery.cancel_scope.cancel()
+    assert set(refused) == {f"being copied to {PLACE}"}
+    copy = await rows(target)
+    assert [key for key in accepted if key not in copy] == []
+    assert keyspace.READ_ONLY not in copy
+    assert await read_only_reason(source) == f"being copied to {PLACE}"
+
+
+async def test_a_transaction_under_way_does_not_commit_behind_the_mark():
+    db = MemoryDatabase()
+    users = GuardedDatabase(db)
+    attempts = 0
+
+    async def body(tr: Transaction) -> None:
+        nonlocal attempts
+        attempts += 1
+        tr.set(b"O1", b"late")
+        if attempts == 1:
+            nursery.start_soon(set_read_only, db, "being copied")
+            await trio.testing.wait_all_tasks_blocked()
+
+    async with trio.open_nursery() as nursery:
+        with pytest.raises((StoreReadOnly, BodySuspended)):
+            await users.run(body)
+    assert await fetch(db, b"O1") is None
+
+
+async def test_a_copy_is_ended_only_once_the_folder_uses_it(source, target):
+    made = await fill(source, 100)
+    await copy_metadata(source, target, STORE, place=PLACE, progress=unheard)
+    with pytest.raises(ConfigError, match="the copy is complete"):
+        await abort_copy(source, target, STORE)
+    # As after a crash before the folder's identity was written.
+    count = await copy_metadata(source, target, STORE, place=PLACE, progress=unheard)
+    assert count == len(made)
+    await end_copy(source, PLACE)
+    assert await read_only_reason(source) == f"moved to {PLACE}"
+    with pytest.raises(StoreReadOnly, match="moved to"):
+        await GuardedDatabase(source).run(lambda tr: put_row(tr, b"O1", b""))
+    await GuardedDatabase(target).run(lambda tr: put_row(tr, b"O1", b""))
+
+
+async def test_an_aborted_copy_leaves_the_target_empty_and_the_source_as_it_was(source, target):
+    made = await fill(source)
+
+    def interrupt(phase: str, done: int) -> None:
+        if done > 1000:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        await copy_metadata(source, target, STORE, place=PLACE, progress=interrupt)
+    with pytest.raises(ConfigError, match="copy of another store"):
+        await abort_copy(source, target, "f" * 32)
+    assert await abort_copy(source, target, STORE)
+    assert await rows(target) == {}
+    found = await rows(source)
+    assert {key: value for key, value in found.items() if key[:1] != b"F"} == made
+    await GuardedDatabase(source).run(lambda tr: put_row(tr, b"O1", b""))
+    assert not await abort_copy(source, target, STORE)
 
 
 async def test_backup_of_a_busy_store_is_one_state_of_it(tmp_path):
