@@ -14,8 +14,7 @@ from __future__ import annotations
 import random
 import time
 from bisect import bisect_left
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from typing import TypeAlias, TypeVar
 
 import trio
@@ -36,6 +35,8 @@ from engine.meta.kv import (
 
 T = TypeVar("T")
 
+_TURNS = (1, 1, 1, 2, 4)
+"""How often others may run between the reads of a transaction and its commit, given chaos."""
 _Operation: TypeAlias = Callable[["MemoryDatabase"], None]
 _History = list[tuple[int, bytes | None]]
 """(commit version, value from then on), ascending."""
@@ -76,16 +77,17 @@ class MemoryDatabase:
         """(version, ranges written) of the commits that running transactions must check."""
         self._snapshots: list[int] = []
         """Versions at which running transactions read."""
-        self._changed = trio.Event()
+        self._watched: dict[bytes, trio.Event] = {}
+        """Set, and taken out, when a commit writes the key."""
         self._closed = False
 
     async def read(self, body: Callable[[ReadTransaction], Awaitable[T]]) -> T:
         self._check_open()
-        with self._snapshot() as version:
-            transaction = MemoryTransaction(self, version, self._clock)
-            result = drive(body(transaction))
-            transaction.close()
-            return result
+        # Nobody commits before the body has ended: no snapshot needs to be kept.
+        transaction = MemoryTransaction(self, self._version, self._clock)
+        result = drive(body(transaction))
+        transaction.close()
+        return result
 
     async def run(self, body: Callable[[Transaction], Awaitable[T]]) -> T:
         self._check_open()
@@ -98,7 +100,7 @@ class MemoryDatabase:
                 transaction = MemoryTransaction(self, version, self._clock)
                 result = drive(body(transaction))
                 # Others get in between the body's reads and its commit.
-                for _ in range(1 if self._chaos is None else self._chaos.randrange(1, 5)):
+                for _ in range(1 if self._chaos is None else self._chaos.choice(_TURNS)):
                     await trio.lowlevel.checkpoint()
                 try:
                     if self._chaos is not None and self._chaos.random() < 0.1:
@@ -117,38 +119,38 @@ class MemoryDatabase:
             if self.value_at(key, self._version) != value:
                 await trio.lowlevel.checkpoint()
                 return
-            await self._changed.wait()
+            await self._watched.setdefault(key, trio.Event()).wait()
 
     async def aclose(self) -> None:
         self._closed = True
-        self._wake()
+        for key in list(self._watched):
+            self._wake(key)
 
     def _check_open(self) -> None:
         if self._closed:
             raise Unavailable("the metadata store is closed")
 
-    def _wake(self) -> None:
-        self._changed.set()
-        self._changed = trio.Event()
+    def _wake(self, key: bytes) -> None:
+        self._watched.pop(key).set()
 
-    @contextmanager
-    def _snapshot(self) -> Iterator[int]:
-        version = self._version
+    def _snapshot(self) -> _Snapshot:
+        return _Snapshot(self, self._version)
+
+    def begin(self, version: int) -> None:
+        """Keep what was current at ``version`` until ``end``."""
         self._snapshots.append(version)
-        try:
-            yield version
-        finally:
-            self._snapshots.remove(version)
+
+    def end(self, version: int) -> None:
+        self._snapshots.remove(version)
+        if self._lengthened or self._commits:
             self._forget()
 
     def value_at(self, key: bytes, version: int) -> bytes | None:
         """Return the value that ``key`` had after the commit ``version``."""
-        found = None
-        for since, value in self._histories.get(key, ()):
-            if since > version:
-                break
-            found = value
-        return found
+        for since, value in reversed(self._histories.get(key, ())):
+            if since <= version:
+                return value
+        return None
 
     def keys_between(self, begin: bytes, end: bytes) -> list[bytes]:
         """Return the keys in order that have, or lately had, a value."""
@@ -172,7 +174,6 @@ class MemoryDatabase:
             ranges.append((key, key + b"\0"))
             self.put(key, value)
         self._commits.append((self._version, ranges))
-        self._wake()
 
     def put(self, key: bytes, value: bytes | None) -> None:
         """Give the key a value as part of the commit that is under way."""
@@ -182,6 +183,8 @@ class MemoryDatabase:
             self._keys.insert(bisect_left(self._keys, key), key)
         history.append((self._version, value))
         self._lengthened.add(key)
+        if key in self._watched:
+            self._wake(key)
 
     def add(self, key: bytes, delta: int) -> None:
         self.put(key, added(self.value_at(key, self._version), delta))
@@ -213,6 +216,23 @@ def _overlap(written: list[tuple[bytes, bytes]], read: list[tuple[bytes, bytes]]
         for begin, end in written
         for read_begin, read_end in read
     )
+
+
+class _Snapshot:
+    """Entered, the version that was current; kept until it is left."""
+
+    __slots__ = ("_database", "_version")
+
+    def __init__(self, database: MemoryDatabase, version: int) -> None:
+        self._database = database
+        self._version = version
+
+    def __enter__(self) -> int:
+        self._database.begin(self._version)
+        return self._version
+
+    def __exit__(self, *_: object) -> None:
+        self._database.end(self._version)
 
 
 class MemoryTransaction:
@@ -268,10 +288,11 @@ class MemoryTransaction:
     ) -> list[tuple[bytes, bytes]]:
         check_range(begin, end)
         self.check()
-        keys = set(self._database.keys_between(begin, end))
-        keys.update(key for key in self._own if begin <= key < end)
+        keys = self._database.keys_between(begin, end)
+        if self._own:
+            keys = sorted({*keys, *(key for key in self._own if begin <= key < end)})
         pairs: list[tuple[bytes, bytes]] = []
-        for key in sorted(keys, reverse=reverse):
+        for key in reversed(keys) if reverse else keys:
             value = self._value(key)
             if value is not None:
                 pairs.append((key, value))

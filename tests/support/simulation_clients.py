@@ -152,7 +152,8 @@ class Clients:
             if request.scope.cancelled_caught:
                 request.error = Unavailable("cancelled")
             # The answer leaves the gateway only if that still runs.
-            await gateway.gate()
+            if gateway.passes():
+                await gateway.gate()
         except trio.Cancelled:
             request.error = GatewayGone()
             raise

@@ -80,12 +80,21 @@ class Faults:
         start_gateway: Callable[[], None],
         say: Callable[[str], None],
     ) -> None:
+        self._hurry = trio.Event()
         self._chance = chance
         self._network = network
         self._machines = machines
         self._gateways = gateways
         self._start_gateway = start_gateway
         self._say = say
+
+    def hurry(self) -> None:
+        """Let what goes on end now: nobody works any more."""
+        self._hurry.set()
+
+    async def _last(self, fault: Fault) -> None:
+        with trio.move_on_after(fault.for_s):
+            await self._hurry.wait()
 
     async def run(self, faults: Sequence[Fault]) -> None:
         """Return when all of them are over."""
@@ -110,7 +119,7 @@ class Faults:
             await self._drain(fault)
         elif fault.kind == "loss":
             self._network.loss += 0.1
-            await trio.sleep(fault.for_s)
+            await self._last(fault)
             self._network.loss = max(0.0, self._network.loss - 0.1)
         elif fault.kind in ("slow", "full", "cut", "cut to", "cut from"):
             await self._suffer_for_a_while(fault, self._machines[fault.target])
@@ -123,20 +132,20 @@ class Faults:
             count = machine.shelf.rot(self._chance, self._chance.random())
             self._say(f"{machine.name}: {count} fragments spoilt")
             machine.shelf.rotting = 0.3
-            await trio.sleep(fault.for_s)
+            await self._last(fault)
             machine.shelf.rotting = 0.0
             return
         await self._at_a_call(machine.calls)
         machine.crash(power=fault.kind == "power")
         if fault.kind == "replace":
             machine.replace_drive()
-        await trio.sleep(fault.for_s)
+        await self._last(fault)
         machine.restart()
 
     async def _drain(self, fault: Fault) -> None:
         """Let an administrator empty a machine, and change their mind."""
         await self._administer(lambda admin: admin.drain(fault.target))
-        await trio.sleep(fault.for_s)
+        await self._last(fault)
         for _ in range(UNDRAIN_TRIES):
             if await self._administer(lambda admin: admin.undrain(fault.target)):
                 return
@@ -163,7 +172,7 @@ class Faults:
         await self._at_a_call(self._chance.choice(machines).calls)
         for machine in machines:
             machine.crash(power=True)
-        await trio.sleep(fault.for_s)
+        await self._last(fault)
         for machine in machines:
             machine.restart()
 
@@ -171,11 +180,11 @@ class Faults:
         match fault.kind:
             case "slow":
                 machine.slow_s += 2 * self._chance.random()
-                await trio.sleep(fault.for_s)
+                await self._last(fault)
                 machine.slow_s = 0.0
             case "full":
                 machine.shelf.full = True
-                await trio.sleep(fault.for_s)
+                await self._last(fault)
                 machine.shelf.full = False
             case _:
                 links = []
@@ -188,7 +197,7 @@ class Faults:
                         links.append((machine.name, name))
                 for link in links:
                     self._network.cut(*link)
-                await trio.sleep(fault.for_s)
+                await self._last(fault)
                 for link in links:
                     self._network.heal(*link)
 
@@ -198,26 +207,26 @@ class Faults:
             case "crash gateway":
                 await self._at_a_call(gateway.calls)
                 gateway.crash()
-                await trio.sleep(fault.for_s)
+                await self._last(fault)
                 self._start_gateway()
             case "stop gateway":
                 await self._at_a_call(
                     self._chance.choice((gateway.calls, gateway.db.commits)), calls_max=4
                 )
                 gateway.stop()
-                await trio.sleep(fault.for_s)
+                await self._last(fault)
                 gateway.resume()
             case "clock":
                 gateway.clock.offset_s += self._chance.uniform(-8.0, 8.0)
-                await trio.sleep(fault.for_s)
+                await self._last(fault)
                 gateway.clock.offset_s = 0.0
             case "metadata gone":
                 gateway.db.unreachable = True
-                await trio.sleep(fault.for_s)
+                await self._last(fault)
                 gateway.db.unreachable = False
             case _:
                 gateway.db.answers_lost = 0.3
-                await trio.sleep(fault.for_s)
+                await self._last(fault)
                 gateway.db.answers_lost = 0.0
 
 

@@ -2,9 +2,8 @@
 
 Everything that a run decides comes from its seed:
 
-* the clock is ``MockClock`` with autojump: when all tasks wait, it is the next deadline's time;
-* tasks that can run at the same moment run in an order drawn from the seed (trio's own switch for
-  Hypothesis);
+* the clock is virtual: when all tasks wait, it is the next deadline's time;
+* tasks that can run at the same moment run in an order drawn from the seed;
 * ``trio.to_thread.run_sync`` runs its function right there, and at times takes some virtual time
   over it, so that other tasks get in between as they do with real threads;
 * log entries go to the run's own list.
@@ -20,7 +19,8 @@ from unittest.mock import patch
 
 import structlog
 import trio
-from trio.testing import MockClock
+
+from tests.support.simulation_loop import VirtualClock, fast_loop
 
 T = TypeVar("T")
 
@@ -34,12 +34,12 @@ def run_deterministic(
 ) -> T:
     """Return what ``main`` returns; the same for the same seed."""
     chance = random.Random(f"threads {seed}")
-    with _patched(seed, chance), _logging_to(log):
-        return trio.run(main, clock=MockClock(autojump_threshold=0))
+    with fast_loop(seed), _without_threads(chance), _logging_to(log):
+        return trio.run(main, clock=VirtualClock())
 
 
 @contextmanager
-def _patched(seed: int, chance: random.Random) -> Iterator[None]:
+def _without_threads(chance: random.Random) -> Iterator[None]:
     async def run_sync(
         function: Callable[..., T],
         *args: Any,
@@ -56,17 +56,8 @@ def _patched(seed: int, chance: random.Random) -> Iterator[None]:
                 await trio.sleep(chance.random() * _THREAD_S_MAX)
         return result
 
-    scheduler = trio._core._run
-    state = scheduler._r.getstate()
-    scheduler._r.seed(seed)
-    try:
-        with (
-            patch.object(scheduler, "_ALLOW_DETERMINISTIC_SCHEDULING", True),
-            patch.object(trio.to_thread, "run_sync", run_sync),
-        ):
-            yield
-    finally:
-        scheduler._r.setstate(state)
+    with patch.object(trio.to_thread, "run_sync", run_sync):
+        yield
 
 
 @contextmanager
