@@ -207,8 +207,6 @@ class Pipeline:
                     self._stripe_size, stripes, first=not self._held
                 )
                 if buffers:
-                    if self._md5 is not None:
-                        self._md5.urgent = False
                     return buffers
             if self._md5 is not None:
                 self._md5.urge()

@@ -9,11 +9,18 @@ from collections.abc import Callable, Sequence
 import pytest
 import trio
 import trio.testing
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.data import md5
-from engine.data.lanes import CROWD, PIECE_SIZE_MAX, Lanes, LaneStream
+from engine.data.lanes import (
+    CROWD,
+    PATIENCE_S_MAX,
+    PATIENCE_S_MIN,
+    PIECE_SIZE_MAX,
+    Lanes,
+    LaneStream,
+)
 from engine.data.md5 import BEST, PLAIN, Kind, Md5
 from engine.node.contract import Buffer
 
@@ -55,6 +62,7 @@ async def until(condition: Callable[[], bool]) -> None:
             await trio.lowlevel.checkpoint()
 
 
+@settings(deadline=None, max_examples=40)
 @given(
     st.lists(st.lists(st.integers(1, 3 * 4096), max_size=5), min_size=1, max_size=20),
     st.sampled_from([BEST, PLAIN]),
@@ -118,26 +126,54 @@ async def test_hashing_begins_when_every_stream_has_left_some() -> None:
     assert set(digests) == {expected(2 * piece)}
 
 
-async def test_who_cannot_go_on_is_waited_for_no_longer_and_takes_the_others_along() -> None:
-    watched = Watched()
-    lanes = Lanes(watched.kind)
-    streams = [lanes.open() for _ in range(CROWD + 1)]
-    piece = content(4096)
+async def begun(lanes: Lanes, count: int) -> list[LaneStream]:
+    """Return streams of which something was hashed, and of which more may come."""
+    streams = [lanes.open() for _ in range(count)]
     for stream in streams:
-        stream.add([memoryview(piece)], len(piece), ignore)
-    for stream in streams:
+        stream.add([memoryview(b"begun")], 5, ignore)
         stream.urge()
     await until(lambda: not any(stream.unsettled for stream in streams))
-    for stream in streams:
-        stream.urgent = False
+    return streams
+
+
+async def test_who_is_held_up_does_not_wait_for_all_and_takes_along_who_is_there() -> None:
+    watched = Watched()
+    streams = await begun(Lanes(watched.kind), CROWD + 1)
     watched.widths.clear()
 
     done = []
     for number, stream in enumerate(streams[:-1]):
-        stream.add([memoryview(piece)], len(piece), lambda number=number: done.append(number))
+        stream.add([memoryview(b"more")], 4, lambda number=number: done.append(number))
     streams[1].urge()
     await until(lambda: len(done) == CROWD)
     assert watched.widths == [CROWD]
+
+
+async def test_what_piles_up_is_hashed_although_others_leave_nothing() -> None:
+    streams = await begun(Lanes(), CROWD + 1)
+    done = []
+    for _ in range(2):
+        streams[0].add([memoryview(b"more")], 4, lambda: done.append(True))
+    await until(lambda: len(done) == 2)
+
+
+async def test_waiting_in_vain_is_waiting_less() -> None:
+    lanes = Lanes()
+    quick, *slow = await begun(lanes, CROWD)
+    lanes.patience_s = PATIENCE_S_MAX
+    for _ in range(10):
+        done = trio.Event()
+        quick.add([memoryview(b"more")], 4, done.set)
+        quick.urge()
+        await done.wait()
+    assert lanes.patience_s == PATIENCE_S_MIN
+    for _ in range(10):
+        for stream in slow:
+            stream.add([memoryview(b"more")], 4, ignore)
+        done = trio.Event()
+        quick.add([memoryview(b"more")], 4, done.set)
+        await done.wait()
+    assert lanes.patience_s == PATIENCE_S_MAX
 
 
 async def test_who_has_its_digest_is_not_waited_for() -> None:

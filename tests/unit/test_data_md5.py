@@ -7,7 +7,7 @@ import struct
 import threading
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.data.md5 import BEST, METHODS, PLAIN, Kind, LaneMd5
@@ -55,6 +55,7 @@ def test_edges_of_blocks_and_of_padding(kind: Kind, size: int) -> None:
     assert md5.digest() == expected(content(size))
 
 
+@settings(deadline=None)
 @given(st.lists(st.binary(max_size=200), max_size=8))
 def test_any_split_gives_the_same_and_a_digest_ends_nothing(pieces: list[bytes]) -> None:
     md5 = LaneMd5()
@@ -66,6 +67,7 @@ def test_any_split_gives_the_same_and_a_digest_ends_nothing(pieces: list[bytes])
 
 
 @each_method
+@settings(deadline=None)
 @given(st.data())
 def test_streams_side_by_side_do_not_meet(method: str, data: st.DataObject) -> None:
     streams = [LaneMd5() for _ in range(data.draw(st.integers(1, 40), "streams"))]
