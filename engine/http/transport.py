@@ -19,6 +19,7 @@ from typing import Final, Protocol
 import trio
 
 from engine.http.message import Buffer, FileSpan
+from engine.http.residency import residency_check
 
 _YIELD_BYTES: Final = 1 << 22
 """After so many bytes without a wait the task yields, so that one fast client starves nobody: about
@@ -29,8 +30,13 @@ _LINGER_ABORT: Final = struct.pack("ii", 1, 0)
 _FILE_WAIT_MS: Final = 5
 """So long a thread that sends a file waits for the client; longer waits need no thread."""
 _FILE_STEP: Final = 256 << 10
+_CACHED_STEP: Final = 1 << 20
+"""So much of a file that the page cache has is sent at once without a thread, which would cost more
+than sending it."""
 _FILE_ERRORS: Final = frozenset((errno.EIO, errno.EINVAL, errno.EBADF, errno.EOVERFLOW))
 """Of ``sendfile``, when it is the file that fails."""
+
+_is_cached: Final = residency_check()
 
 NOTHING: Final = 0
 READ: Final = 1
@@ -197,17 +203,21 @@ class TcpTransport:
             await self._send_rest(memoryview(first)[count:], socket.MSG_MORE)
         sent = 0
         while sent < span.size:
-            if sent:
-                await self._wait(WRITE)
-            # In a thread, since what the page cache does not have comes from the disk.
-            count = await trio.to_thread.run_sync(
-                _send_file,
-                self._fd,
-                span.fd,
-                span.offset + sent,
-                span.size - sent,
-                limiter=span.limiter,
-            )
+            offset, size = span.offset + sent, min(span.size - sent, _CACHED_STEP)
+            if _is_cached(span.fd, offset, size):
+                count = _send_file_part(self._fd, span.fd, offset, size)
+                self._unyielded += count + _CALL_COST
+                if not count:
+                    await self._wait(WRITE)
+                elif self._unyielded > _YIELD_BYTES:
+                    await self._yield()
+            else:
+                if sent:
+                    await self._wait(WRITE)
+                # In a thread, since it comes from the disk.
+                count = await trio.to_thread.run_sync(
+                    _send_file, self._fd, span.fd, offset, span.size - sent, limiter=span.limiter
+                )
             self.sent += count
             sent += count
 
@@ -270,23 +280,33 @@ def _send_file(sock: int, file: int, offset: int, size: int) -> int:
     sent = 0
     poll: select.poll | None = None
     while sent < size:
-        try:
-            count = os.sendfile(sock, file, offset + sent, size - sent)
-        except BlockingIOError:
+        count = _send_file_part(sock, file, offset + sent, size - sent)
+        sent += count
+        if not count:
             if poll is None:
                 poll = select.poll()
                 poll.register(sock, select.POLLOUT)
             if not poll.poll(_FILE_WAIT_MS):
                 break
-        except OSError as error:
-            if error.errno in _FILE_ERRORS:
-                raise FileBroken(error.strerror) from error
-            raise ConnectionLost from error
-        else:
-            if not count:
-                raise FileBroken("the file ends too early")
-            sent += count
     return sent
+
+
+def _send_file_part(sock: int, file: int, offset: int, size: int) -> int:
+    """Send what the socket takes now; return how many bytes, 0 if it is full.
+
+    Raises: ConnectionLost, FileBroken.
+    """
+    try:
+        count = os.sendfile(sock, file, offset, size)
+    except BlockingIOError:
+        return 0
+    except OSError as error:
+        if error.errno in _FILE_ERRORS:
+            raise FileBroken(error.strerror) from error
+        raise ConnectionLost from error
+    if not count:
+        raise FileBroken("the file ends too early")
+    return count
 
 
 class TlsTransport(TcpTransport):

@@ -14,6 +14,7 @@ import trustme
 
 from engine.http.limits import Limits
 from engine.http.message import FileSpan, Request, Response
+from engine.http.residency import residency_check
 from engine.http.server import open_listeners, serve
 from tests.support.drives import content
 from tests.support.http import RecordingLog
@@ -158,3 +159,38 @@ async def test_the_connection_serves_on_after_a_file(file: int) -> None:
     limiter = trio.CapacityLimiter(1)
     answers = await ask(Response(200, body=Again(), length=SIZE), RecordingLog(), times=3)
     assert [body for _, body in answers] == [content(1, SIZE)] * 3
+
+
+async def test_what_the_page_cache_has_is_sent_while_no_thread_is_free(file: int) -> None:
+    if not residency_check()(file, 0, SIZE):
+        pytest.skip("this kernel does not say what is cached")
+    limiter = trio.CapacityLimiter(1)
+    limiter.acquire_on_behalf_of_nowait(object())
+    spans = Spans(FileSpan(file, 0, SIZE, limiter))
+    with trio.fail_after(60):
+        [(_, body)] = await ask(Response(200, body=spans, length=SIZE), RecordingLog())
+    assert body == content(1, SIZE)
+
+
+async def test_what_the_page_cache_lost_arrives_too(file: int) -> None:
+    middle = SIZE // 2
+    os.fdatasync(file)
+    os.posix_fadvise(file, middle, middle, os.POSIX_FADV_DONTNEED)
+    spans = Spans(FileSpan(file, 0, SIZE, trio.CapacityLimiter(1)))
+    [(_, body)] = await ask(Response(200, body=spans, length=SIZE), RecordingLog())
+    assert body == content(1, SIZE)
+
+
+def test_bytes_behind_the_end_or_never_read_are_not_cached(tmp_path: Path) -> None:
+    is_cached = residency_check()
+    path = tmp_path / "sparse"
+    with path.open("wb") as sparse:
+        sparse.truncate(1 << 20)
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        assert not is_cached(fd, 0, 1 << 20)
+        assert not is_cached(fd, (1 << 20) - 1, 2)
+        assert not is_cached(fd, 2 << 20, 1)
+    finally:
+        os.close(fd)
+    assert not is_cached(fd, 0, 1)

@@ -27,6 +27,11 @@ from engine.node.wire.auth import Signer
 _HEAD_MAX: Final = 4096
 _BUFFERS_MAX: Final = 1024
 """What one call takes (IOV_MAX)."""
+_TOGETHER: Final = 256 << 10
+"""Bytes of a body that a call is woken for: each waking costs about as much as receiving them."""
+_TOGETHER_MIN: Final = 64 << 10
+_SLOW_S: Final = 0.25
+"""Where fewer came for so long, it is woken for each."""
 _LINGER_ABORT: Final = struct.pack("ii", 1, 0)
 _PENDING: Final = frozenset((errno.EINPROGRESS, errno.EWOULDBLOCK))
 
@@ -75,10 +80,12 @@ class Link:
     """Made by ``connect``; whoever has it closes it."""
 
     __slots__ = (
+        "_batching",
         "_fd",
         "_left",
         "_scratch",
         "_sock",
+        "_woken_at",
         "heard",
         "idle_since",
         "reused",
@@ -92,6 +99,9 @@ class Link:
         self._scratch = memoryview(bytearray(_HEAD_MAX))
         self._left = memoryview(b"")
         """Bytes that came together with the last head."""
+        self._batching = False
+        """A body came before, and nothing was slow since."""
+        self._woken_at = 1
         self.signer: Signer | None = None
         """Set once the challenge is answered."""
         self.reused = False
@@ -128,7 +138,16 @@ class Link:
     # Waiting
 
     async def _readable(self) -> None:
-        await trio.lowlevel.wait_readable(self._fd)
+        if self._woken_at > 1:
+            with trio.move_on_after(_SLOW_S) as scope:
+                await trio.lowlevel.wait_readable(self._fd)
+            if scope.cancelled_caught:
+                # It is slow: now every byte counts, against the limit on silence.
+                self._batching = False
+                self._wake_at(1)
+                await trio.lowlevel.wait_readable(self._fd)
+        else:
+            await trio.lowlevel.wait_readable(self._fd)
         if self.watch is not None:
             self.watch.progress()
 
@@ -211,11 +230,30 @@ class Link:
             views[0][:count] = self._left[:count]
             self._left = self._left[count:]
             _advance(views, count)
-        while views:
-            count = await self._receive(views[:_BUFFERS_MAX])
-            if not count:
-                raise LinkLost("closed by the other side")
-            _advance(views, count)
+        left = sum([view.nbytes for view in views])
+        if not left:
+            return
+        batched = self._batching and left >= _TOGETHER_MIN
+        self._batching = True
+        try:
+            while views:
+                if batched:
+                    self._wake_at(min(left, _TOGETHER) if self._batching else 1)
+                count = await self._receive(views[:_BUFFERS_MAX])
+                if not count:
+                    raise LinkLost("closed by the other side")
+                left -= count
+                _advance(views, count)
+        finally:
+            if batched:
+                self._wake_at(1)
+
+    def _wake_at(self, size: int) -> None:
+        """Let a wait end once so many bytes are there, or the connection's end."""
+        if size != self._woken_at:
+            self._woken_at = size
+            with suppress(OSError):  # it is lost, as the next call will say
+                self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size)
 
     async def receive_body(self, size: int) -> bytes:
         body = bytearray(size)
@@ -238,6 +276,9 @@ class TlsLink(Link):
 
     def _receive_some(self, views: Sequence[memoryview]) -> int:
         return self._sock.recv_into(views[0])
+
+    def _wake_at(self, size: int) -> None:
+        """Do nothing: the kernel counts encrypted bytes, some of which are decrypted already."""
 
     async def start(self) -> None:
         """Do the handshake. Raises LinkLost, also when the certificate does not convince."""
