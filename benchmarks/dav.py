@@ -23,7 +23,7 @@ from benchmarks.machine import Disk, Machine, describe, measure_disk
 from benchmarks.measure import MIB, BenchmarkFailed, Sample
 from benchmarks.wrk import find_wrk
 
-GROUPS = ("large", "propfind", "small", "rclone")
+GROUPS = ("large", "propfind", "small", "requests", "rclone")
 OURS = "lode"
 
 
@@ -37,6 +37,9 @@ class DavFigure(msgspec.Struct, frozen=True, kw_only=True):
     values: dict[str, float]
     cpu_us: dict[str, float]
     """CPU time of the server's processes per request, entry or file."""
+    p50_ms: dict[str, float]
+    p90_ms: dict[str, float]
+    """As the client sees it; 0 where a request's time is not measured."""
     rounds: dict[str, list[float]]
     yardstick: str
     ratio_min: float
@@ -58,6 +61,7 @@ class DavReport(msgspec.Struct, kw_only=True):
 def measure(load: Load, group: str, systems: dict[str, DavSystem]) -> DavFigure:
     """Put the load on every server in turn, so that whatever else the machine does hits all.
 
+    The order turns round with each round: who comes first finds another machine than who follows.
     A server that fails, and that nothing is compared with, is left out of the figure.
     """
     samples: dict[str, list[Sample]] = {name: [] for name in systems}
@@ -65,8 +69,9 @@ def measure(load: Load, group: str, systems: dict[str, DavSystem]) -> DavFigure:
     if load.prepare is not None:
         for system in systems.values():
             load.prepare(system)
-    for _ in range(load.rounds):
-        for name, system in systems.items():
+    turns = list(systems.items())
+    for number in range(load.rounds):
+        for name, system in reversed(turns) if number % 2 else turns:
             if name in failing:
                 continue
             try:
@@ -90,7 +95,9 @@ def measure(load: Load, group: str, systems: dict[str, DavSystem]) -> DavFigure:
         connections=load.connections,
         unit=load.unit,
         values=values,
-        cpu_us={name: _cpu(runs) for name, runs in samples.items()},
+        cpu_us={name: _median(runs, "cpu_us") for name, runs in samples.items()},
+        p50_ms={name: _median(runs, "p50_ms") for name, runs in samples.items()},
+        p90_ms={name: _median(runs, "p90_ms") for name, runs in samples.items()},
         rounds=rounds,
         yardstick=load.yardstick,
         ratio_min=load.ratio_min,
@@ -103,8 +110,8 @@ def _value(load: Load, sample: Sample) -> float:
     return sample.bytes_per_second / MIB if load.unit == "MiB/s" else sample.per_second
 
 
-def _cpu(runs: Sequence[Sample]) -> float:
-    return statistics.median(run.cpu_us for run in runs)
+def _median(runs: Sequence[Sample], what: str) -> float:
+    return statistics.median([float(getattr(run, what)) for run in runs])
 
 
 def print_report(report: DavReport, names: Sequence[str], console: Console) -> None:
@@ -139,7 +146,7 @@ def _cells(figure: DavFigure, names: Sequence[str]) -> list[str]:
     cells = [figure.name, str(figure.connections), figure.unit]
     for name in names:
         if name in figure.values:
-            cells += [f"{figure.values[name]:,.0f}", f"{figure.cpu_us[name]:,.0f}"]
+            cells += [_number(figure.values[name]), f"{figure.cpu_us[name]:,.0f}"]
         else:
             cells += ["failed", ""]
     if figure.ratio is None:
@@ -147,15 +154,27 @@ def _cells(figure: DavFigure, names: Sequence[str]) -> list[str]:
     reached = "[green]reached[/]" if figure.target_reached else "[red]missed[/]"
     return [
         *cells,
-        f"{figure.ratio:.2f}",
+        f"{figure.ratio:.3f}",
         f"{figure.ratio_min:g} x {figure.yardstick}",
         reached,
     ]
 
 
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:,.1f}"
+
+
 def one_line(figure: DavFigure) -> str:
-    values = ", ".join(f"{name} {value:,.0f}" for name, value in figure.values.items())
-    return f"{figure.name}, {figure.connections} clients, {figure.unit}: {values}"
+    """Return each server's median, with what its rounds spread over, and its latencies."""
+    texts = []
+    for name, value in figure.values.items():
+        text = f"{name} {_number(value)}"
+        if len(figure.rounds[name]) > 1:
+            text += f" ({_number(min(figure.rounds[name]))}-{_number(max(figure.rounds[name]))})"
+        if figure.p90_ms[name]:
+            text += f" p50 {figure.p50_ms[name]:.2f} p90 {figure.p90_ms[name]:.2f} ms"
+        texts.append(f"{text} cpu {figure.cpu_us[name]:,.0f} us")
+    return f"{figure.name}, {figure.connections} clients, {figure.unit}: {', '.join(texts)}"
 
 
 def run(options: argparse.Namespace, console: Console) -> None:
@@ -164,6 +183,8 @@ def run(options: argparse.Namespace, console: Console) -> None:
     plan = DavPlan()
     if options.quick:
         plan = DavPlan(rounds=1, seconds=1)
+    if options.rounds:
+        plan = msgspec.structs.replace(plan, rounds=options.rounds)
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="lode-bench-", dir=options.folder) as name:
         folder = Path(name)
@@ -204,6 +225,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.dav", description=__doc__)
     parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"{', '.join(GROUPS)}; or all")
     parser.add_argument("--quick", action="store_true", help="one short round of each load")
+    parser.add_argument("--rounds", type=int, default=0, help="of each load; else 3, or 1 if quick")
     parser.add_argument("--servers", default=",".join(RUNNERS), help="some of them, by comma")
     parser.add_argument(
         "--folder", type=Path, default=Path("/var/tmp"), help="on the disk that is to be measured"

@@ -24,6 +24,7 @@ LARGE = 64 * MIB
 SMALL = 4 * KIB
 LISTED = 10_000
 SMALL_FILES = 1_000
+ASKED = 500
 LARGE_CONNECTIONS = (1, 4)
 SMALL_CONNECTIONS = (1, 4, 16)
 RCLONES = 8
@@ -69,6 +70,8 @@ def make_loads(group: str, plan: DavPlan, folder: Path) -> list[Load]:
             return [_propfind_load(plan)]
         case "small":
             return _small_loads(plan, folder)
+        case "requests":
+            return _request_loads(plan)
         case _:
             return _rclone_loads(plan, folder)
 
@@ -92,13 +95,14 @@ def _stream(
     count: int = 0,
     body_size: int = 0,
     response_size: int = -1,
+    statuses: tuple[int, ...] = (),
 ) -> Sample:
     return run_stream(
         system.endpoint,
         heads,
         connections=connections,
         seconds=seconds,
-        statuses=(200, 201, 204),
+        statuses=(*(200, 201, 204, 207), *statuses),
         requests_max=count,
         body_size=body_size,
         response_size=response_size,
@@ -196,6 +200,52 @@ def _small_loads(plan: DavPlan, folder: Path) -> list[Load]:
     ]
 
 
+def _request_loads(plan: DavPlan) -> list[Load]:
+    """The requests that rclone sends for each small file, one after another on one connection."""
+    rounds = iter(range(1_000_000))
+
+    def load(method: str, system: DavSystem) -> Sample:
+        put = method == "PUT"
+        name = f"put{next(rounds)}/file" if put else "asked/file"
+        if put:
+            system.ask("MKCOL", f"/{FOLDER}/{name.partition('/')[0]}")
+        targets = [f"/{FOLDER}/asked/"] if method == "MKCOL" else _targets(name, ASKED)
+        more = {"Depth": "1"} if method == "PROPFIND" else {}
+        more |= {"User_Agent": "rclone/v1.60.1", "Referer": f"{system.url}/"}
+        heads = [
+            system.head(method, target, body_size=SMALL if put else None, **more)
+            for target in targets
+        ]
+        return _stream(
+            system,
+            heads,
+            connections=1,
+            seconds=plan.seconds,
+            count=ASKED,
+            body_size=SMALL if put else 0,
+            response_size=SMALL if method == "GET" else -1,
+            # What a folder that is there already is answered with.
+            statuses=(405,) if method == "MKCOL" else (),
+        )
+
+    def prepare(system: DavSystem) -> None:
+        with contextlib.suppress(BenchmarkFailed):
+            system.ask("MKCOL", f"/{FOLDER}/asked")
+        _fill(system, _targets("asked/file", ASKED), SMALL)
+
+    return [
+        Load(
+            name=f"{method}, one by one",
+            connections=1,
+            unit="requests/s",
+            run=partial(load, method),
+            rounds=plan.rounds,
+            prepare=prepare if method == "MKCOL" else None,
+        )
+        for method in ("MKCOL", "PUT", "PROPFIND", "GET")
+    ]
+
+
 def _rclone_loads(plan: DavPlan, folder: Path) -> list[Load]:
     """1,000 files of 1 to 8 KiB in ten folders, by one rclone and by eight at once.
 
@@ -239,8 +289,7 @@ def _rclone_loads(plan: DavPlan, folder: Path) -> list[Load]:
             connections=clients,
             unit="files/s",
             run=partial(load, clients, download),
-            # One alone measures its pauses, which are always the same.
-            rounds=1 if clients == 1 else plan.rounds,
+            rounds=plan.rounds,
             prepare=partial(prepare, clients),
             yardstick="apache",
         )

@@ -23,6 +23,7 @@ class Sample(msgspec.Struct, frozen=True):
     bytes: int = 0
     """Payload bytes that crossed, in either direction."""
     p50_ms: float = 0.0
+    p90_ms: float = 0.0
     p99_ms: float = 0.0
     failed: int = 0
     """Answers with another status or length than expected, and broken connections."""

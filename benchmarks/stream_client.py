@@ -130,6 +130,7 @@ def run_job(job: Job) -> tuple[Sample, list[str]]:
         seconds=elapsed,
         bytes=count * max(job.body_size, job.response_size),
         p50_ms=latencies[count // 2] * 1e3 if count else 0.0,
+        p90_ms=latencies[min(count - 1, count * 9 // 10)] * 1e3 if count else 0.0,
         p99_ms=latencies[min(count - 1, count * 99 // 100)] * 1e3 if count else 0.0,
         failed=len(results.failures),
     )
