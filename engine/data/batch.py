@@ -284,14 +284,11 @@ class Batch:
             missing = [index for index in stripe.wanted if index not in good]
             if not missing:
                 continue
-            size = stripe.block_size
             if self._data_blocks == 1:
                 # Any copy was read into the place of block 0.
                 continue
-            decoded = self._coder.decode(good, size)
-            for index in missing:
-                place = self._final_place(stripe, index)
-                place[:] = decoded[index * size : (index + 1) * size]
+            places = {index: self._final_place(stripe, index) for index in missing}
+            self._coder.recover_into(good, places, stripe.block_size)
         self._unfinished = []
 
     @property

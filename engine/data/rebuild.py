@@ -18,7 +18,7 @@ from engine.data.batch import Batch, Damage, damage_of, layout_of, space_for
 from engine.data.buffers import Buffer
 from engine.data.context import BATCH_SIZE_MAX, Context, first_error
 from engine.data.layout import HASH_SIZE, Layout, block_hash, hash_space
-from engine.data.reader import read_batch
+from engine.data.reader import INLINE_SIZE_MAX, read_batch
 from engine.errors import NoSpace, StorageError, Unavailable
 from engine.ids import ChunkId, NodeId, fragment_id
 from engine.meta.records import ChunkRecord
@@ -77,10 +77,20 @@ async def examine(
 
 
 async def _stat_all(context: Context, chunk_id: ChunkId, record: ChunkRecord) -> list[int | Damage]:
-    """Return each fragment's size in bytes, or why there is none; one hop for local nodes."""
+    """Return each fragment's size in bytes, or why there is none.
+
+    One hop for local nodes; the others are asked all at once.
+    """
     found: list[int | Damage] = ["down"] * len(record.nodes)
     local: list[tuple[int, Blocking]] = []
     errors: list[tuple[NodeId, NodeError]] = []
+
+    async def stat(index: int, node: Node) -> None:
+        try:
+            info = await node.stat(fragment_id(chunk_id, index))
+            found[index] = info.size if info is not None else "missing"
+        except NodeError as error:
+            errors.append((node.node_id, error))
 
     def stat_local() -> None:
         for index, blocking in local:
@@ -90,20 +100,20 @@ async def _stat_all(context: Context, chunk_id: ChunkId, record: ChunkRecord) ->
             except NodeError as error:
                 errors.append((record.nodes[index], error))
 
-    for index, node_id in enumerate(record.nodes):
-        node = context.pool.get(node_id)
-        if node is None:
-            continue
-        if node.blocking is not None:
-            local.append((index, node.blocking))
-            continue
-        try:
-            info = await node.stat(fragment_id(chunk_id, index))
-            found[index] = info.size if info is not None else "missing"
-        except NodeError as error:
-            errors.append((node_id, error))
-    if local:
-        await trio.to_thread.run_sync(stat_local, limiter=context.limiters.disk)
+    try:
+        async with trio.open_nursery() as nursery:
+            for index, node_id in enumerate(record.nodes):
+                node = context.pool.get(node_id)
+                if node is None:
+                    continue
+                if node.blocking is not None:
+                    local.append((index, node.blocking))
+                else:
+                    nursery.start_soon(stat, index, node)
+            if local:
+                await trio.to_thread.run_sync(stat_local, limiter=context.limiters.disk)
+    except BaseExceptionGroup as group:
+        raise first_error(group) from None
     for node_id, failure in errors:
         context.pool.failed(node_id, failure)
     return found
@@ -236,17 +246,21 @@ class _Rebuild:
         """Read and decode every stripe; write what is to be written of each."""
         layout = self._layout
         count = max(1, _BATCH_SIZE // layout.stripe_size)
-        buffer = self._context.buffers.acquire_stripes(
+        buffers = self._context.buffers
+        buffer = buffers.acquire_stripes(
             layout.stripe_size, min(count, layout.stripe_count), first=True
         )
         assert buffer is not None
-        step = len(buffer.view) // layout.stripe_size
+        step = min(len(buffer.view) // layout.stripe_size, layout.stripe_count)
+        parity = sum(index >= layout.data_blocks for index in self._indexes)
+        made = buffers.acquire(max(1, step * parity * layout.block_size))
         try:
             for first in range(0, layout.stripe_count, step):
                 last = min(first + step, layout.stripe_count)
                 await self._read(buffer, first, last)
-                await self._write(buffer, first, last)
+                await self._write(buffer.view, made.view, first, last)
         finally:
+            made.release()
             buffer.release()
 
     async def _read(self, buffer: Buffer, first: int, last: int) -> None:
@@ -279,10 +293,13 @@ class _Rebuild:
         whole += layout.block_size_of(last - 1) * layout.data_blocks
         buffer.view[space:whole] = bytes(whole - space)
 
-    async def _write(self, buffer: Buffer, first: int, last: int) -> None:
-        pieces = await trio.to_thread.run_sync(
-            self._code, buffer.view, first, last, limiter=self._context.limiters.work
-        )
+    async def _write(self, data: memoryview, made: memoryview, first: int, last: int) -> None:
+        if (last - first) * self._layout.stripe_size <= INLINE_SIZE_MAX:
+            pieces = self._code(data, made, first, last)
+        else:
+            pieces = await trio.to_thread.run_sync(
+                self._code, data, made, first, last, limiter=self._context.limiters.work
+            )
         for index, writer in self._writers.items():
             try:
                 await writer.write(pieces[index])
@@ -290,19 +307,31 @@ class _Rebuild:
                 self._context.pool.failed(self._targets[index].node_id, error)
                 raise
 
-    def _code(self, view: memoryview, first: int, last: int) -> dict[int, list[bytes | memoryview]]:
+    def _code(
+        self, data: memoryview, made: memoryview, first: int, last: int
+    ) -> dict[int, list[bytes | memoryview]]:
+        """Return what is to be written of each fragment: blocks that lie in ``data``, or parity
+        that is put into ``made``."""
         pieces: dict[int, list[bytes | memoryview]] = {index: [] for index in self._indexes}
-        data_blocks = self._layout.data_blocks
+        layout, data_blocks = self._layout, self._layout.data_blocks
+        used = 0
         for stripe in range(first, last):
-            at = (stripe - first) * self._layout.stripe_size
-            size = self._layout.block_size_of(stripe)
-            whole = view[at : at + data_blocks * size]
-            parity = self._coder.encode(whole) if self._indexes[-1] >= data_blocks else []
+            at = (stripe - first) * layout.stripe_size
+            size = layout.block_size_of(stripe)
+            blocks = {
+                index: data[at + index * size : at + (index + 1) * size]
+                for index in range(data_blocks)
+            }
+            parity: dict[int, memoryview] = {}
+            for index in self._indexes:
+                if index >= data_blocks:
+                    parity[index] = made[used : used + size]
+                    used += size
+            if parity:
+                self._coder.recover_into(blocks, parity, size)
+                blocks |= parity
             for index, out in pieces.items():
-                if index < data_blocks:
-                    block = whole[index * size : (index + 1) * size]
-                else:
-                    block = parity[index - data_blocks]
+                block = blocks[index]
                 digest = block_hash(block, self._chunk_id, index, stripe)
                 out += (block, digest.ljust(hash_space(size), b"\0"))
         return pieces

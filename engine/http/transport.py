@@ -279,6 +279,8 @@ def _send_file(sock: int, file: int, offset: int, size: int) -> int:
     """
     sent = 0
     poll: select.poll | None = None
+    with suppress(OSError):  # advice: the bytes come in large reads, several at once
+        os.posix_fadvise(file, offset, size, os.POSIX_FADV_WILLNEED)
     while sent < size:
         count = _send_file_part(sock, file, offset + sent, size - sent)
         sent += count
