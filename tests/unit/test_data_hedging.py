@@ -168,3 +168,16 @@ async def test_reading_from_nodes_of_other_processes_takes_no_thread() -> None:
         async with limiters.work, limiters.disk:
             with trio.fail_after(STUCK_S):
                 assert await cluster.get(staged) == content
+
+
+async def test_all_nodes_are_asked_at_once_what_they_have(patient_clock: MockClock) -> None:
+    async with open_cluster(remote=REMOTE) as cluster:
+        staged = await cluster.put(pattern(9_000))
+        [(chunk_id, record)] = staged.chunk_records(None)
+        for node in cluster.nodes:
+            node.delay_s = SLOW_S
+        node_with(cluster, 2, staged).memory.down = True
+        started = trio.current_time()
+        states = await cluster.store.examine(chunk_id, record, deep=False)
+        assert trio.current_time() - started == SLOW_S
+        assert [state.state for state in states] == ["whole"] * 2 + ["down"] + ["whole"] * 3
