@@ -99,6 +99,7 @@ class BufferPool:
         self.budget = budget
         self._idle_max = idle_max
         self._idle: dict[int, list[Storage]] = {}
+        """By size; what was handed out longest ago comes first."""
         self.idle = 0
         """Bytes kept for reuse."""
         self.outstanding = 0
@@ -152,7 +153,9 @@ class BufferPool:
     def _hand_out(self, size: int, *, granted: bool) -> Buffer:
         size = self._class_of(size)
         self.outstanding += size
-        kept = self._idle.get(size)
+        kept = self._idle.pop(size, None)
+        if kept is not None:
+            self._idle[size] = kept  # the sizes that are asked for stand last
         if kept:
             self.idle -= size
             return Buffer(self, kept.pop(), granted)
@@ -168,6 +171,22 @@ class BufferPool:
             self.outstanding -= size
             if granted:
                 self.budget.release(size)
+            if self.idle + size > self._idle_max >= size:
+                self._forget_others(size)
             if self.idle + size <= self._idle_max:
                 self.idle += size
                 self._idle.setdefault(size, []).append(storage)
+
+    def _forget_others(self, size: int) -> None:
+        """Make room for one of ``size`` bytes: what was kept for other work goes first, or this
+        work would take fresh memory each time."""
+        for other in list(self._idle):
+            if other == size:
+                continue
+            kept = self._idle[other]
+            while kept and self.idle + size > self._idle_max:
+                kept.pop()
+                self.idle -= other
+            if kept:
+                return
+            del self._idle[other]

@@ -78,6 +78,19 @@ def test_returned_buffers_are_used_again() -> None:
     assert pool.acquire(MIB).view.obj is storage
 
 
+def test_buffers_of_a_new_size_take_the_place_of_those_nobody_asks_for() -> None:
+    pool = BufferPool(Budget(0), idle_max=8 * MIB)
+    for buffer in [pool.acquire(MIB) for _ in range(8)]:
+        buffer.release()
+    held = [pool.acquire(4 * MIB) for _ in range(2)]
+    places = {address_of(buffer.view) for buffer in held}
+    for buffer in held:
+        buffer.release()
+    assert pool.idle == 8 * MIB
+    assert {address_of(pool.acquire(4 * MIB).view) for _ in range(2)} == places
+    assert pool.idle == 0
+
+
 def test_idle_buffers_are_bounded() -> None:
     pool = BufferPool(Budget(0), idle_max=3 * MIB)
     for buffer in [pool.acquire(MIB) for _ in range(10)]:
