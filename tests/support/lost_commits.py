@@ -16,13 +16,14 @@ import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
 import pytest
 
 from engine.meta import keyspace
-from engine.meta.fdb import FdbDatabase, FdbLocation, open_fdb
+from engine.meta.fdb import FdbDatabase, FdbLocation, FdbOptions, open_fdb
 from engine.meta.fdb_library import COMMIT_UNKNOWN_RESULT, Library, load
 from engine.meta.kv import Transaction
 from tests.support.engine import START_MS
@@ -68,6 +69,14 @@ class Fate:
         self.now_ms, self._throws = saved[0], saved[1].copy()
 
 
+class _Doomed:
+    """A transaction whose first commit is lost."""
+
+    def __init__(self, kind: str | None) -> None:
+        self.kind = kind
+        self.done = False
+
+
 class LostCommits:
     """Stands between all stores of this process and the client library."""
 
@@ -77,12 +86,11 @@ class LostCommits:
         self._loss = loss
         self._fate = fate
         self._library = library
-        self._next = False
-        """The next commit is one to lose: its body has just come to its end."""
+        self._doomed: dict[int, _Doomed] = {}
+        """By the library's transaction: bodies that came to their end, and commit next."""
         self._commit, self._error_of = library.commit, library.error_of
         self._run = FdbDatabase.run
         self._futures: set[int] = set()
-        self._kind = ""
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def run(db: FdbDatabase, body: Body[T]) -> Awaitable[T]:
@@ -94,29 +102,30 @@ class LostCommits:
 
     async def _run_once_more(self, db: FdbDatabase, body: Body[T], kind: str | None) -> T:
         before = self._fate.save()
-        attempts = 0
+        doomed = _Doomed(kind)
+        pointers: set[int] = set()
 
         async def attempt(tr: Transaction) -> T:
-            nonlocal attempts
-            attempts += 1
             self._fate.restore(before)
             result = await body(tr)
-            if attempts == 1 and self._loss is not Loss.NONE and kind is not None:
-                self._next = True
-                self._kind = kind
+            pointer: int = tr._pointer  # type: ignore[attr-defined]
+            self._doomed[pointer] = doomed
+            pointers.add(pointer)
             return result
 
         try:
             return await self._run(db, attempt)
         finally:
-            # It wrote nothing, so there was no commit.
-            self._next = False
+            # What wrote nothing had no commit.
+            for pointer in pointers:
+                self._doomed.pop(pointer, None)
 
     def commit(self, pointer: int) -> int:
-        if not self._next:
+        doomed = self._doomed.pop(pointer, None)
+        if doomed is None or doomed.kind is None or doomed.done or self._loss is Loss.NONE:
             return self._commit(pointer)
-        self._next = False
-        self.lost[self._kind] += 1
+        doomed.done = True
+        self.lost[doomed.kind] += 1
         if self._loss is Loss.DROPPED:
             future = self._library.get(pointer, b"x", 1, False)
         else:
@@ -138,6 +147,9 @@ def losing(loss: Loss, location: FdbLocation, fate: Fate) -> Iterator[LostCommit
     with pytest.MonkeyPatch.context() as monkeypatch:
         lost = LostCommits(loss, load(location.library), fate)
         lost.install(monkeypatch)
+        # On a machine that does a dozen other things.
+        patient = partial(FdbOptions, timeout_s=120.0, open_s_max=120.0)
+        monkeypatch.setattr("engine.meta.fdb.FdbOptions", patient)
         # What happens by itself after a while, on a slow machine perhaps in the middle of a run.
         monkeypatch.setattr("engine.sessions.RENEW_S_MAX", 1e6)
         monkeypatch.setattr("engine.services.progress.SAVE_EVERY_S", 1e6)
