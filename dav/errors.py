@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
 from html import escape
 from http import HTTPStatus
 from typing import Any
@@ -88,6 +89,7 @@ class DavError(Exception):
         self.document = document
 
 
+@lru_cache(maxsize=128)
 def status_line(status: int) -> str:
     """Return e.g. ``404 Not Found``."""
     phrase = _REASONS.get(status)

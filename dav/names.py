@@ -9,6 +9,7 @@ before they are decoded, decoded once, and then looked at as names, never as dir
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import NamedTuple
 from urllib.parse import quote, unquote_to_bytes, urlsplit
 
@@ -28,6 +29,9 @@ from engine.names import (
 SAFE = "-._~!$'()*,"
 """Beside letters and digits. What stands here is compared byte for byte by clients that do not
 decode: davfs2 and old versions of Nautilus. Everything else is safest encoded."""
+
+REMEMBERED_MAX = 512
+"""Clients ask for the same several times running; longer targets are read each time."""
 
 NEVER_LONG = 48
 """A name of so many characters has one piece, whatever they are and whatever mark it has."""
@@ -100,6 +104,10 @@ def parse_target(uri: str) -> Target:
     Slashes that follow each other count as one.
     Raises: BadTarget, NoName.
     """
+    return _parse_known(uri) if len(uri) <= REMEMBERED_MAX else _parse(uri)
+
+
+def _parse(uri: str) -> Target:
     if "#" in uri:
         raise BadTarget("a fragment is no part of a request's target")
     if not uri.startswith("/"):
@@ -118,6 +126,9 @@ def parse_target(uri: str) -> Target:
     if any(b"/" in name or b"\0" in name for name in names):
         raise NoName
     return _target(names, slash=path.endswith("/"))
+
+
+_parse_known = lru_cache(maxsize=512)(_parse)
 
 
 def _target(names: list[bytes], *, slash: bool) -> Target:
