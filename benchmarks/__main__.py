@@ -5,16 +5,15 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
-import signal
 import sys
 import tempfile
 import time
-from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from types import FrameType
 
 from rich.console import Console
 
+from benchmarks.command import add_places, check_groups, run_to_end, utc_now
 from benchmarks.listings import measure_listings
 from benchmarks.machine import describe, measure_disk
 from benchmarks.measure import KIB, MIB, BenchmarkFailed, Figure
@@ -30,10 +29,8 @@ from benchmarks.transfers import (
     measure_puts,
 )
 from benchmarks.wrk import find_wrk
-from engine.errors import EngineError
 
 GROUPS = ("get", "put", "head", "delete", "list", "memory")
-RESULTS = Path(__file__).resolve().parent / "results"
 QUICK = Plan(
     sizes=(4 * KIB, 64 * MIB),
     connections=(64,),
@@ -53,14 +50,9 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--sizes", help="bytes, with commas between: 4096,1048576")
     parser.add_argument("--connections", help="for example 1,16,64")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument(
-        "--folder", type=Path, default=Path("/var/tmp"), help="on the disk that is to be measured"
-    )
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the JSON file")
+    add_places(parser)
     options = parser.parse_args(arguments)
-    unknown = [name for name in options.groups if name not in GROUPS]
-    if unknown:
-        parser.error(f"unknown group {unknown[0]}; there are {', '.join(GROUPS)}")
+    check_groups(parser, options.groups, GROUPS)
     return options
 
 
@@ -118,7 +110,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
     with tempfile.TemporaryDirectory(prefix="lode-bench-", dir=options.folder) as name:
         folder = Path(name)
         report = Report(
-            started=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            started=utc_now(),
             quick=options.quick,
             rounds=plan.rounds,
             workers=options.workers,
@@ -140,24 +132,9 @@ def run(options: argparse.Namespace, console: Console) -> None:
                 console.print(f"{report.seconds:.0f} s; {write_json(report, options.results)}")
 
 
-def _stop_on_signal(number: int, frame: FrameType | None) -> None:
-    # An exception runs every context's end, so that servers and folders go.
-    raise KeyboardInterrupt
-
-
 def main() -> int:
-    signal.signal(signal.SIGTERM, _stop_on_signal)
     options = parse_arguments(sys.argv[1:])
-    # Not a terminal: a table cut to 80 columns helps nobody.
-    console = Console(width=None if sys.stdout.isatty() else 200)
-    try:
-        run(options, console)
-    except (BenchmarkFailed, EngineError) as error:
-        print(f"benchmarks: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return run_to_end(partial(run, options))
 
 
 if __name__ == "__main__":

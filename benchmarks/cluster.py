@@ -7,16 +7,13 @@ Every figure has what it is compared with from the same run.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
-import signal
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from types import FrameType
 
 from rich.console import Console
 
@@ -33,10 +30,9 @@ from benchmarks.cluster_loads import (
 )
 from benchmarks.cluster_members import Cluster, run_cluster
 from benchmarks.cluster_report import Figure, Report, one_line, print_report, write_json
+from benchmarks.command import add_places, run_to_end, utc_now
 from benchmarks.machine import describe
-from benchmarks.measure import BenchmarkFailed
 from benchmarks.servers import run_lode
-from engine.errors import EngineError
 
 FULL = Plan()
 QUICK = Plan(rounds=2, seconds=1.5, slow_s=6.0, large_objects=10, small_objects=192)
@@ -54,8 +50,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("groups", nargs="*", choices=[[], *names], help="default: all")
     parser.add_argument("--quick", action="store_true", help="about three minutes")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--folder", type=Path, default=None, help="on the disk to be measured")
-    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
+    add_places(parser)
     return parser.parse_args(arguments)
 
 
@@ -65,7 +60,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="lode-bench-", dir=options.folder) as made:
         report = Report(
-            started=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            started=utc_now(),
             quick=options.quick,
             machine=describe(Path(made)),
         )
@@ -104,24 +99,9 @@ def _folder(made: str, name: str) -> Path:
     return folder
 
 
-def _stop_on_signal(number: int, frame: FrameType | None) -> None:
-    # An exception runs every context's end, so that servers and folders go.
-    raise KeyboardInterrupt
-
-
 def main() -> int:
-    signal.signal(signal.SIGTERM, _stop_on_signal)
     options = parse_arguments(sys.argv[1:])
-    # Not a terminal: a table cut to 80 columns helps nobody.
-    console = Console(width=None if sys.stdout.isatty() else 220)
-    with contextlib.suppress(KeyboardInterrupt):
-        try:
-            run(options, console)
-        except (BenchmarkFailed, EngineError) as error:
-            print(f"benchmarks: {error}", file=sys.stderr)
-            return 1
-        return 0
-    return 130
+    return run_to_end(partial(run, options))
 
 
 if __name__ == "__main__":

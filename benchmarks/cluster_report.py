@@ -8,6 +8,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.command import machine_line, number, verdict, write_document
 from benchmarks.machine import Machine
 
 
@@ -60,44 +61,27 @@ class Report(msgspec.Struct, kw_only=True):
 
 def write_json(report: Report, folder: Path) -> Path:
     """Write ``cluster-<started>.json`` into ``folder`` and return its path."""
-    folder.mkdir(parents=True, exist_ok=True)
     document = msgspec.to_builtins(report)
     for line, figure in zip(document["figures"], report.figures, strict=True):
         line |= {"ratio": figure.ratio, "target": figure.target, "reached": figure.reached}
-    path = folder / f"cluster-{report.started.replace(':', '').replace('-', '')}.json"
-    path.write_bytes(msgspec.json.format(msgspec.json.encode(document), indent=1) + b"\n")
-    return path
-
-
-def _number(value: float | None) -> str:
-    if value is None:
-        return ""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    return write_document(document, folder, prefix="cluster-", started=report.started)
 
 
 def _ratio(figure: Figure) -> str:
     return f"{figure.ratio:.2f} times" if figure.ratio_max is not None else f"{figure.ratio:.0%}"
 
 
-def _verdict(figure: Figure) -> str:
-    return "[green]reached[/green]" if figure.reached else "[red]missed[/red]"
-
-
 def one_line(figure: Figure) -> str:
     """Return a figure as it is shown while the run goes on."""
     return (
-        f"{figure.name}: {_number(figure.value)} {figure.unit}, {figure.compared} "
-        f"{_number(figure.other)}: {_ratio(figure)} ({figure.target}, {_verdict(figure)}; "
+        f"{figure.name}: {number(figure.value)} {figure.unit}, {figure.compared} "
+        f"{number(figure.other)}: {_ratio(figure)} ({figure.target}, {verdict(figure.reached)}; "
         f"load {figure.load:.1f})"
     )
 
 
 def print_report(report: Report, console: Console) -> None:
-    machine = report.machine
-    console.print(
-        f"{machine.cpu}, {machine.cores} cores, {machine.filesystem}, load before "
-        f"{machine.load_before:.1f}; commit {machine.commit[:12]}"
-    )
+    console.print(machine_line(report.machine))
     table = Table(
         title="Medians; cpu ms: of client-facing and member processes together, per MiB",
         title_justify="left",
@@ -115,14 +99,14 @@ def print_report(report: Report, console: Console) -> None:
         table.add_row(
             figure.name,
             figure.unit,
-            _number(figure.value),
-            _number(figure.cpu_ms),
+            number(figure.value),
+            number(figure.cpu_ms),
             figure.compared,
-            _number(figure.other),
-            _number(figure.other_cpu_ms),
+            number(figure.other),
+            number(figure.other_cpu_ms),
             _ratio(figure),
             figure.target,
-            _verdict(figure),
+            verdict(figure.reached),
             f"{figure.load:.1f}",
             figure.note,
         )

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.__main__ import RESULTS, _stop_on_signal
+from benchmarks.command import add_places, run_to_end, utc_now, write_document
 from benchmarks.dav_loads import DavPlan, Load, make_loads
 from benchmarks.dav_servers import RUNNERS, DavSystem, run_systems
 from benchmarks.machine import Disk, Machine, describe, measure_disk
@@ -189,7 +188,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
     with tempfile.TemporaryDirectory(prefix="lode-bench-", dir=options.folder) as name:
         folder = Path(name)
         report = DavReport(
-            started=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            started=utc_now(),
             rounds=plan.rounds,
             machine=describe(folder),
             disk=measure_disk(folder, wrote_mib=256),
@@ -209,16 +208,10 @@ def run(options: argparse.Namespace, console: Console) -> None:
             report.seconds = time.monotonic() - started
             if report.figures:
                 print_report(report, names, console)
-                path = _write_json(report, options.results)
+                path = write_document(
+                    report, options.results, prefix="dav-", started=report.started
+                )
                 console.print(f"{report.seconds:.0f} s; {path}")
-
-
-def _write_json(report: DavReport, folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    stamp = report.started.replace(":", "").replace("-", "")
-    path = folder / f"dav-{stamp}.json"
-    path.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")
-    return path
 
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
@@ -227,10 +220,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="one short round of each load")
     parser.add_argument("--rounds", type=int, default=0, help="of each load; else 3, or 1 if quick")
     parser.add_argument("--servers", default=",".join(RUNNERS), help="some of them, by comma")
-    parser.add_argument(
-        "--folder", type=Path, default=Path("/var/tmp"), help="on the disk that is to be measured"
-    )
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the JSON file")
+    add_places(parser)
     options = parser.parse_args(arguments)
     for chosen, known in ((options.groups, GROUPS), (options.servers.split(","), RUNNERS)):
         for name in chosen:
@@ -240,17 +230,8 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
 
 
 def main() -> int:
-    signal.signal(signal.SIGTERM, _stop_on_signal)
     options = parse_arguments(sys.argv[1:])
-    console = Console(width=None if sys.stdout.isatty() else 200)
-    try:
-        run(options, console)
-    except BenchmarkFailed as error:
-        print(f"benchmarks: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return run_to_end(partial(run, options))
 
 
 if __name__ == "__main__":

@@ -6,20 +6,19 @@ import argparse
 import contextlib
 import os
 import shutil
-import signal
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from types import FrameType
 
 import msgspec
 from rich.console import Console
 
+from benchmarks.command import add_places, check_groups, run_to_end, utc_now
 from benchmarks.machine import describe
-from benchmarks.measure import MIB, BenchmarkFailed
+from benchmarks.measure import MIB
 from benchmarks.mount_loads import Run, drop_pages, random_reads, read_file, timed
 from benchmarks.mount_report import (
     Figure,
@@ -43,10 +42,8 @@ from benchmarks.mount_store import (
 )
 from benchmarks.mount_systems import SLOW_S, Mounted, Systems, require, systems
 from benchmarks.servers import run_lode
-from engine.errors import EngineError
 
 GROUPS = ("read", "random", "names", "tar")
-RESULTS = Path(__file__).resolve().parent / "results"
 FIT_SIZE = 64 * MIB
 """What random reads may touch so that it is kept by every mount with its defaults."""
 
@@ -256,14 +253,9 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"{', '.join(GROUPS)}; or all")
     parser.add_argument("--quick", action="store_true", help="less of everything, once")
     parser.add_argument("--rounds", type=int, help="runs of every load; medians are reported")
-    parser.add_argument(
-        "--folder", type=Path, default=Path("/var/tmp"), help="on the disk that is to be measured"
-    )
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the JSON file")
+    add_places(parser)
     options = parser.parse_args(arguments)
-    unknown = [name for name in options.groups if name not in GROUPS]
-    if unknown:
-        parser.error(f"unknown group {unknown[0]}; there are {', '.join(GROUPS)}")
+    check_groups(parser, options.groups, GROUPS)
     return options
 
 
@@ -284,7 +276,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
         folder = Path(tempfile.mkdtemp(prefix="lode-bench-", dir=options.folder))
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         report = Report(
-            started=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            started=utc_now(),
             quick=options.quick,
             machine=describe(folder),
         )
@@ -307,24 +299,9 @@ def run(options: argparse.Namespace, console: Console) -> None:
                 console.print(f"{report.seconds:.0f} s; {write_json(report, options.results)}")
 
 
-def _stop_on_signal(number: int, frame: FrameType | None) -> None:
-    # An exception runs every context's end, so that mounts, servers and folders go.
-    raise KeyboardInterrupt
-
-
 def main() -> int:
-    signal.signal(signal.SIGTERM, _stop_on_signal)
     options = parse_arguments(sys.argv[1:])
-    # Not a terminal: a table cut to 80 columns helps nobody.
-    console = Console(width=None if sys.stdout.isatty() else 220)
-    try:
-        run(options, console)
-    except (BenchmarkFailed, EngineError) as error:
-        print(f"benchmarks: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return run_to_end(partial(run, options))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.command import machine_line, number, verdict, write_document
 from benchmarks.machine import Machine
 from benchmarks.mount_loads import Run
 
@@ -89,46 +90,27 @@ class Report(msgspec.Struct, kw_only=True):
 
 def write_json(report: Report, folder: Path) -> Path:
     """Write ``mount-<started>.json`` into ``folder`` and return its path."""
-    folder.mkdir(parents=True, exist_ok=True)
     document = msgspec.to_builtins(report)
     for line, figure in zip(document["figures"], report.figures, strict=True):
         line["ratios"] = {name: figure.ratio(name) for name in figure.values if name != "lode"}
         for entry, target in zip(line["targets"], figure.targets, strict=True):
             entry["reached"] = figure.reached(target)
-    path = folder / f"mount-{report.started.replace(':', '').replace('-', '')}.json"
-    path.write_bytes(msgspec.json.format(msgspec.json.encode(document), indent=1) + b"\n")
-    return path
-
-
-def _number(value: float | None) -> str:
-    if value is None:
-        return ""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    return write_document(document, folder, prefix="mount-", started=report.started)
 
 
 def _verdict(figure: Figure, target: Target) -> str:
-    match figure.reached(target):
-        case None:
-            return target.text
-        case True:
-            return f"{target.text} [green]reached[/green]"
-        case False:
-            return f"{target.text} [red]missed[/red]"
+    return f"{target.text} {verdict(figure.reached(target))}".rstrip()
 
 
 def one_line(figure: Figure) -> str:
     """Return a figure as it is shown while the run goes on."""
-    parts = [f"{name} {_number(value)}" for name, value in figure.values.items()]
+    parts = [f"{name} {number(value)}" for name, value in figure.values.items()]
     verdicts = "; ".join(_verdict(figure, target) for target in figure.targets)
     return f"{figure.name} ({figure.unit}): {', '.join(parts)}  {verdicts}"
 
 
 def print_report(report: Report, console: Console) -> None:
-    machine = report.machine
-    console.print(
-        f"{machine.cpu}, {machine.cores} cores, {machine.filesystem}, load before "
-        f"{machine.load_before:.1f}; commit {machine.commit[:12]}"
-    )
+    console.print(machine_line(report.machine))
     table = Table(title="Medians of one run; `x` is how many times as good", title_justify="left")
     for name in ("figure", "unit"):
         table.add_column(name, no_wrap=True)
@@ -147,15 +129,15 @@ def print_report(report: Report, console: Console) -> None:
     table.add_column("targets")
     table.add_column("note")
     for figure in report.figures:
-        ratios = {name: _number(figure.ratio(name)) for name in COLUMNS}
-        values = {name: _number(figure.values.get(name)) for name in COLUMNS}
+        ratios = {name: number(figure.ratio(name)) for name in COLUMNS}
+        values = {name: number(figure.values.get(name)) for name in COLUMNS}
         table.add_row(
             figure.name,
             figure.unit,
             values["lode"],
-            _number(figure.cpu_s.get("lode")),
+            number(figure.cpu_s.get("lode")),
             values["null"],
-            _number(figure.cpu_s.get("null")),
+            number(figure.cpu_s.get("null")),
             ratios["null"],
             values["rclone"],
             ratios["rclone"],

@@ -8,6 +8,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.command import machine_line, number, verdict, write_document
 from benchmarks.machine import Disk, Machine
 from benchmarks.measure import Figure, Target
 
@@ -43,32 +44,13 @@ def _row(figure: Figure) -> _Row:
 
 def write_json(report: Report, folder: Path) -> Path:
     """Write ``<started>.json`` into ``folder`` and return its path."""
-    folder.mkdir(parents=True, exist_ok=True)
     document = msgspec.to_builtins(report)
     document["figures"] = [msgspec.to_builtins(_row(figure)) for figure in report.figures]
-    path = folder / f"{report.started.replace(':', '').replace('-', '')}.json"
-    path.write_bytes(msgspec.json.format(msgspec.json.encode(document), indent=1) + b"\n")
-    return path
-
-
-def _number(value: float | None) -> str:
-    if value is None:
-        return ""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    return write_document(document, folder, prefix="", started=report.started)
 
 
 def _percent(value: float | None) -> str:
     return "" if value is None else f"{value * 100:.3g} %"
-
-
-def _verdict(figure: Figure) -> str:
-    match figure.reached:
-        case None:
-            return ""
-        case True:
-            return "[green]reached[/green]"
-        case False:
-            return "[red]missed[/red]"
 
 
 def _target(target: Target | None) -> str:
@@ -77,18 +59,15 @@ def _target(target: Target | None) -> str:
 
 def one_line(figure: Figure) -> str:
     """Return a figure as it is shown while the run goes on."""
-    text = f"{figure.name}, {figure.connections} conn.: {_number(figure.lode)} {figure.unit}"
+    text = f"{figure.name}, {figure.connections} conn.: {number(figure.lode)} {figure.unit}"
     if figure.ratio is not None:
         text += f", {_percent(figure.ratio)} of bare"
-    return f"{text}  {_verdict(figure)}"
+    return f"{text}  {verdict(figure.reached)}"
 
 
 def print_report(report: Report, console: Console) -> None:
-    machine, disk = report.machine, report.disk
-    console.print(
-        f"{machine.cpu}, {machine.cores} cores, {machine.filesystem}, load before "
-        f"{machine.load_before:.1f}; {report.workers} workers; commit {machine.commit[:12]}"
-    )
+    disk = report.disk
+    console.print(machine_line(report.machine, f"{report.workers} workers"))
     console.print(
         f"disk alone: {disk.syncs_per_second:,.0f} synced 4 KiB writes/s, "
         f"{disk.write_mib_per_second:,.0f} MiB/s written and synced "
@@ -112,17 +91,17 @@ def print_report(report: Report, console: Console) -> None:
             figure.name,
             figure.unit,
             str(figure.connections),
-            _number(figure.lode),
-            _number(figure.p50_ms),
-            _number(figure.p99_ms),
-            _number(figure.lode_cpu_us),
-            _number(figure.bare),
-            _number(figure.bare_cpu_us),
+            number(figure.lode),
+            number(figure.p50_ms),
+            number(figure.p99_ms),
+            number(figure.lode_cpu_us),
+            number(figure.bare),
+            number(figure.bare_cpu_us),
             _percent(figure.ratio),
-            _number(figure.nginx),
+            number(figure.nginx),
             _percent(figure.nginx_ratio),
             _target(figure.target),
-            _verdict(figure),
+            verdict(figure.reached),
             figure.note,
         )
     console.print(table)
