@@ -2,7 +2,8 @@
 
 All nodes are asked at once. When nodes of other processes take much longer than such reads took
 lately, they are given up for this batch, and ``Batch.plan`` asks for parity instead; for a while
-after, a node that was too slow is asked only when nothing else is left. A slow answer costs one
+after, a node that was too slow is asked only when nothing else is left. One whose blocks are coming
+in gets twice the time: asking for others would make what is busy busier. A slow answer costs one
 reader one such delay, once in a while; nobody waits for a time-out.
 
 Local drives are never given up: their reads are in threads, which cannot be cancelled while they
@@ -24,12 +25,14 @@ from engine.node.contract import NodeError
 class _Group:
     """The jobs of one node, read one after another."""
 
-    __slots__ = ("done", "jobs", "scope")
+    __slots__ = ("done", "jobs", "scope", "spared")
 
     def __init__(self, jobs: list[Job]) -> None:
         self.jobs = jobs
         self.done = 0
         self.scope = trio.CancelScope()
+        self.spared = False
+        """It was late already, and delivered."""
 
     @property
     def local(self) -> bool:
@@ -38,6 +41,11 @@ class _Group:
     @property
     def left(self) -> list[Job]:
         return self.jobs[self.done :]
+
+    @property
+    def delivers(self) -> bool:
+        """Whether a block of what is being read has come: its hash stands behind it."""
+        return any(self.jobs[self.done].hashes[0])
 
 
 async def read_cold(context: Context, batch: Batch, jobs: Sequence[Job]) -> None:
@@ -93,11 +101,15 @@ async def _read_group(context: Context, batch: Batch, group: _Group) -> None:
 
 async def _lose_patience(context: Context, batch: Batch, groups: Sequence[_Group]) -> None:
     """Give up whoever is late, if the batch can do without; then look again a while later, for
-    those whom it could not do without."""
-    while True:
+    those whom it could not do without, and those who had begun to deliver."""
+    while groups:
         await trio.sleep(context.pace.patience_s)
         late = [group for group in groups if group.left]
-        if batch.can_do_without([job for group in late for job in group.left]):
-            for group in late:
+        # Who delivers is no slow node: more likely this process, or the way, has much to do.
+        stuck = [group for group in late if group.spared or not group.delivers]
+        for group in late:
+            group.spared = True
+        if stuck and batch.can_do_without([job for group in stuck for job in group.left]):
+            for group in stuck:
                 group.scope.cancel()
-            return
+            groups = [group for group in late if group not in stuck]

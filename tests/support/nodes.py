@@ -154,6 +154,8 @@ class MemoryNode:
         """Opening a writer takes so long, if it is another time."""
         self.commit_delay_s: float | None = None
         """The same for its commit."""
+        self.pause_s = 0.0
+        """A read waits so long once it has the first block and its hash."""
 
     async def _wait(self, delay_s: float | None = None) -> None:
         await trio.sleep(self.delay_s if delay_s is None else delay_s)
@@ -162,6 +164,9 @@ class MemoryNode:
         self, fragment: FragmentId, offset: int, buffers: Sequence[memoryview]
     ) -> None:
         await self._wait()
+        if self.pause_s:
+            self.memory.read_into(fragment, offset, buffers[:2], nowait=False)
+            await trio.sleep(self.pause_s)
         self.memory.read_into(fragment, offset, buffers, nowait=False)
 
     async def open_writer(self, fragment: FragmentId, size_max: int) -> AsyncMemoryWriter:

@@ -115,6 +115,24 @@ async def test_one_copy_that_is_slow_gives_way_to_another(patient_clock: MockClo
         assert await timed_get(cluster, staged, content) <= PATIENCE_S_FIRST + 0.1
 
 
+@pytest.mark.parametrize("pause", [1.5, 4.0])
+async def test_a_node_that_delivers_is_waited_for_twice_as_long(
+    patient_clock: MockClock, pause: float
+) -> None:
+    content = pattern(9_000)
+    async with open_cluster(remote=REMOTE) as cluster:
+        staged = await cluster.put(content)
+        late = node_with(cluster, 1, staged)
+        late.pause_s = pause * PATIENCE_S_FIRST
+        took = await timed_get(cluster, staged, content)
+        assert took == pytest.approx(min(pause, 2.0) * PATIENCE_S_FIRST)
+        late.pause_s = 0.0
+        before = late.memory.reads
+        await timed_get(cluster, staged, content)
+        # Only who was given up is asked last for a while.
+        assert (late.memory.reads > before) == (pause < 2.0)
+
+
 async def test_local_nodes_beside_slow_ones_are_read_as_ever(patient_clock: MockClock) -> None:
     content = pattern(9_000)
     async with open_cluster(remote=(0, 2)) as cluster:
