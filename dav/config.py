@@ -36,6 +36,10 @@ class DavLimits:
     """Of an XML body: PROPFIND, PROPPATCH, LOCK."""
     drain_size: int = 256 * 1024
     """So much of a body that nobody wants is read to keep the connection."""
+    refused_s: float = 20.0
+    """A larger one is read past so long before the connection ends, and a second longer ..."""
+    refused_rate: int = 64 * 1024
+    """... for each of so many bytes that came: to its end, if it is faster than this."""
     threads_min: int = 8
     threads_max: int = 320
     queue: int = 1024

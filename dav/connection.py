@@ -4,7 +4,7 @@ What is different from cheroot 11, and why:
 
 * ``100 Continue`` is sent when the application first reads, not before it has authenticated;
 * ambiguous framing is refused: two Content-Lengths, Content-Length with chunks, signs, folding;
-* a body that nobody read is drained up to a bound, not read whole into memory;
+* a body that nobody read is drained while it comes, not read whole into memory;
 * what was announced and not sent ends the connection, so that no client takes it for whole;
 * bodies go from the engine's buffers into the socket without a copy; a time-out means that no
   byte moved; a whole head has a deadline;
@@ -45,6 +45,7 @@ NO_ANSWER = 499
 
 LINGER_S = 2.0
 LINGER_SIZE = 8 << 20
+"""For what nobody announced, behind the end of the answer."""
 
 _NO_BODY = frozenset({b"204", b"205", b"304"})
 _SINGLE = frozenset({b"Content-Length", b"Transfer-Encoding", b"Host", b"Destination", b"Depth"})
@@ -268,8 +269,25 @@ class DavRequest(cheroot_server.HTTPRequest):
         if not self.close_connection and self._drain():
             return
         self.close_connection = True
-        length = None if self.body.waiting else self.body.length
-        self.conn.linger_close(0 if length is None else length - self.body.received)
+        if not self.body.waiting:
+            self._read_past()
+        self.conn.linger_close()
+
+    def _read_past(self) -> None:
+        """Read a body that was refused as long as it comes, its end included.
+
+        A client that looks at the answer only behind its body (KDE's, which sends each file first
+        without a login) gives up when the connection ends before that.
+        """
+        reader: SocketReader = self.conn.rfile
+        limits = self.server.limits
+        scratch = memoryview(bytearray(64 * 1024))
+        end = time.monotonic() + limits.refused_s - self.body.received / limits.refused_rate
+        with contextlib.suppress(BodyBroken):
+            while not (self.body.finished or self.server.crowded()):
+                reader.deadline = end + self.body.received / limits.refused_rate
+                self.body.readinto(scratch)
+        reader.deadline = None
 
 
 class DavConnection(cheroot_server.HTTPConnection):
@@ -335,21 +353,13 @@ class DavConnection(cheroot_server.HTTPConnection):
             # Not SSLSocket's: that would drop the TLS state under the thread that uses it.
             StreamSocket.shutdown(self.socket, SHUT_RDWR)
 
-    def linger_close(self, coming: int = 0) -> None:
-        """Let the client read the answer before a reset hits it, then say that no more comes.
-
-        ``coming``: bytes of a body that is on its way. A client that looks at the answer only
-        behind its body (KDE's) gives up at an end of the connection before that.
-        """
+    def linger_close(self) -> None:
+        """Say that no more comes, and let the client read the answer before a reset hits it."""
         with contextlib.suppress(OSError):
+            self.socket.shutdown(SHUT_WR)
             end = time.monotonic() + LINGER_S
             left = LINGER_SIZE
-            ended_at = left - coming if coming <= left else left
-            ended = False
             while left > 0 and (wait_s := end - time.monotonic()) > 0:
-                if not ended and left <= ended_at:
-                    self.socket.shutdown(SHUT_WR)
-                    ended = True
                 self.socket.settimeout(wait_s)
                 received = len(self.socket.recv(64 * 1024))
                 if not received:

@@ -187,6 +187,12 @@ class DavServer(cheroot_server.HTTPServer):
             return 0
         return PATIENCE_MS if self.requests.count < self.limits.threads_max // 2 else CROWDED_MS
 
+    def crowded(self) -> bool:
+        """Whether others need the threads that there are, or the server stops."""
+        if not self.ready:
+            return True
+        return self.requests.qsize > 0 and self.requests.count >= self.limits.threads_max
+
     def stop(self) -> None:
         """Accept no more, let running requests end for ``limits.stop_s``, then cut them off."""
         if not self.ready:

@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 ACCESS, SECRET = "someone", "some secret key"
 OWNER = "0" * 64
-WAIT_S = 20.0
+WAIT_S = 120.0
 """For an answer that will come; a test that waits so long has failed."""
 
 LIMITS = DavLimits(idle_s=WAIT_S, stop_s=5.0)

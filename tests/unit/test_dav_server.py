@@ -18,6 +18,7 @@ from engine.engine import Engine
 from engine.errors import NoSuchKey
 from tests.support.dav import (
     LIMITS,
+    WAIT_S,
     Door,
     basic,
     dav_door,
@@ -28,6 +29,7 @@ from tests.support.dav import (
 from tests.support.engine import engine_in, pattern, read
 from tests.support.logs import Logs
 
+MIB = 1 << 20
 PUT = b"PUT /bucket/%s HTTP/1.1\r\nContent-Length: %d\r\n\r\n"
 
 
@@ -191,6 +193,54 @@ async def test_an_upload_that_stands_still_ends_and_leaves_nothing(tmp_path: Pat
         opened = await in_thread(begin_put, door, "x")
         assert (await in_thread(read_answer, opened)).status == 408
         assert not await exists(engine, "x")
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_who_looks_at_the_answer_only_behind_the_body_finds_the_refusal(
+    tmp_path: Path, *, chunked: bool
+) -> None:
+    part, parts = bytes(MIB), 64
+    if chunked:
+        head, end = b"Transfer-Encoding: chunked\r\n\r\n", b"0\r\n\r\n"
+        part = b"%x\r\n%b\r\n" % (len(part), part)
+    else:
+        head, end = b"Content-Length: %d\r\n\r\n" % (parts * MIB), b""
+
+    def send_all_first(opened: socket.socket) -> int:
+        opened.sendall(b"PUT /bucket/x HTTP/1.1\r\n" + head)
+        for _ in range(parts):
+            opened.sendall(part)
+        opened.sendall(end)
+        return read_answer(opened).status
+
+    async with engine_in(tmp_path) as engine, dav_door(engine) as door:
+        await door.made("/bucket/")
+        opened = door.connect()
+        assert await in_thread(send_all_first, opened) == 401
+        assert await in_thread(is_closed, opened)
+
+
+async def test_a_refused_body_that_stands_still_ends(tmp_path: Path) -> None:
+    limits = replace(LIMITS, refused_s=0.2)
+    async with engine_in(tmp_path) as engine, dav_door(engine, limits=limits) as door:
+        opened = door.connect()
+        await in_thread(opened.sendall, PUT % (b"x", 64 * MIB) + bytes(1000))
+        assert (await in_thread(read_answer, opened)).status == 401
+        assert await in_thread(is_closed, opened)
+
+
+async def test_refused_bodies_leave_their_threads_to_others(tmp_path: Path) -> None:
+    limits = replace(LIMITS, threads_min=1, threads_max=2, refused_s=10 * WAIT_S)
+    async with engine_in(tmp_path) as engine, dav_door(engine, limits=limits) as door:
+        refused = [await in_thread(door.connect) for _ in range(2)]
+        for opened in refused:
+            await in_thread(opened.sendall, PUT % (b"x", 64 * MIB))
+            assert (await in_thread(read_answer, opened)).status == 401
+        waiting = await in_thread(door.connect)
+        await in_thread(waiting.sendall, with_login(b"OPTIONS / HTTP/1.1\r\n\r\n"))
+        # What comes of it makes the server look up.
+        await in_thread(refused[0].sendall, bytes(MIB))
+        assert (await in_thread(read_answer, waiting)).status == 200
 
 
 async def test_a_head_that_trickles_has_an_end(tmp_path: Path) -> None:
