@@ -11,8 +11,8 @@ def update(
     """Hash each of the data into the state at the same place, all of them at once, without the GIL.
 
     Args:
-        states: up to 64, of 16 bytes: four little-endian words; no two the same.
-        data: as many, each of whole blocks of 64 bytes.
+        states: up to 64, of 16 bytes: four little-endian words.
+        data: as many, each of whole blocks of 64 bytes; those for one state follow each other.
         method: one of ``METHODS``; None: the first.
     Raises:
         ValueError: sizes or numbers that do not fit, a method that this processor lacks.

@@ -23,7 +23,9 @@ import trio
 from engine.data.md5 import BEST, Kind
 
 PIECE_SIZE_MAX: Final = 1 << 20
-"""Bytes of one stream that are hashed in one go: 1 to 3 ms, for which newcomers wait."""
+"""Bytes of each stream that are hashed in one go: 3 ms, for which newcomers wait."""
+PIECES_MAX: Final = 4
+"""Pieces of a stream that is hashed alone: it waits for the GIL after each call."""
 CROWD: Final = 3
 """From so many streams on one thread for all of them is quicker than one for each."""
 THREADS_MAX: Final = 2
@@ -188,9 +190,9 @@ class Lanes:
             with self._lock:
                 crowded = self._crowded
                 count = min(self._kind.width if crowded else 1, len(self._ready))
-                streams = [self._ready.popleft() for _ in range(count)]
-                pieces = [stream.pieces.popleft() for stream in streams]
-                self._taken.update(streams)
+                taken = [self._ready.popleft() for _ in range(count)]
+                self._taken.update(taken)
+                streams, pieces = _next_pieces(taken, 1 if crowded else PIECES_MAX)
             if count >= CROWD:
                 self.patience_s = min(self.patience_s * 2, PATIENCE_S_MAX)
             elif crowded:
@@ -199,12 +201,25 @@ class Lanes:
             # Before another thread can take the next pieces: each stream's are settled in order.
             token.run_sync_soon(_settle, streams, pieces)
             with self._lock:
-                self._taken.difference_update(streams)
-                for stream in streams:
+                self._taken.difference_update(taken)
+                for stream in taken:
                     if stream.pieces:
                         self._ready.append(stream)
                     else:
                         stream.overdue = False
+
+
+def _next_pieces(
+    taken: Sequence[LaneStream], pieces_max: int
+) -> tuple[list[LaneStream], list[_Piece]]:
+    """Take up to so many pieces from each stream; return pairs of a stream and a piece."""
+    streams: list[LaneStream] = []
+    pieces: list[_Piece] = []
+    for stream in taken:
+        for _ in range(min(pieces_max, len(stream.pieces))):
+            streams.append(stream)
+            pieces.append(stream.pieces.popleft())
+    return streams, pieces
 
 
 def _settle(streams: Sequence[LaneStream], pieces: Sequence[_Piece]) -> None:

@@ -48,31 +48,35 @@ class LaneMd5:
     def update_each(
         running: Sequence[LaneMd5], data: Sequence[Buffer], method: str | None = None
     ) -> None:
-        """Update each with the data at the same place, all at once; up to 64, no two the same.
+        """Update each with the data at the same place, all at once.
 
         Args:
+            running: up to 32; one that is there more than once gets its data in their order.
             method: one of ``METHODS``; None: the quickest.
         """
         states: list[bytearray] = []
         blocks: list[Buffer] = []
         for md5, piece in zip(running, data, strict=True):
-            states.append(md5._state)
-            blocks.append(md5._take(memoryview(piece)))
+            for whole in md5._take(memoryview(piece)):
+                states.append(md5._state)
+                blocks.append(whole)
         _md5lanes.update(states, blocks, method)
 
-    def _take(self, data: memoryview) -> memoryview:
-        """Return the whole blocks of ``data``; what is around them is seen to here."""
+    def _take(self, data: memoryview) -> list[Buffer]:
+        """Return the blocks that are complete with ``data``, in one or two pieces."""
         self._size += len(data)
+        complete: list[Buffer] = []
         if self._rest:
             lacking = _BLOCK - len(self._rest)
             self._rest += data[:lacking]
             data = data[lacking:]
             if len(self._rest) < _BLOCK:
-                return data
-            _md5lanes.update([self._state], [self._rest])
+                return complete
+            complete.append(self._rest)
         whole = len(data) // _BLOCK * _BLOCK
+        complete.append(data[:whole])
         self._rest = bytes(data[whole:])
-        return data[:whole]
+        return complete
 
     def digest(self) -> bytes:
         state = bytearray(self._state)

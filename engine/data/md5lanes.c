@@ -48,11 +48,12 @@
 #include "md5lanes_kernel.h"
 #endif
 
-/* What is left to hash of one stream; its state is four words, at any address. */
-typedef struct {
+/* What is left to hash of one piece of a stream; its state is four words, at any address. */
+typedef struct Job {
     uint8_t *state;
     const uint8_t *data;
     size_t blocks;
+    struct Job *next; /* the piece of the same stream that follows, or NULL */
 } Job;
 
 typedef struct {
@@ -60,18 +61,18 @@ typedef struct {
     int lanes;
     /* With fewer streams the scalar code is quicker (measured on Zen 5). */
     int worthwhile;
-    void (*hash)(const Job *jobs, int count, size_t blocks);
+    void (*hash)(Job *const *jobs, int count, size_t blocks);
 } Method;
 
 /* Hash the first `blocks` blocks of up to `lanes` jobs. Lanes without a job repeat the first one,
  * whose bytes are in the cache anyway; what comes out of them is dropped. */
 #define DEFINE_RUN(method, width)                                               \
-    static void run_##method(const Job *jobs, int count, size_t blocks)         \
+    static void run_##method(Job *const *jobs, int count, size_t blocks)        \
     {                                                                           \
         uint32_t state[4][width];                                               \
         const uint8_t *data[width];                                             \
         for (int lane = 0; lane < width; lane++) {                              \
-            const Job *job = &jobs[lane < count ? lane : 0];                    \
+            const Job *job = jobs[lane < count ? lane : 0];                     \
             for (int i = 0; i < 4; i++)                                         \
                 memcpy(&state[i][lane], job->state + 4 * i, 4);                 \
             data[lane] = job->data;                                             \
@@ -79,7 +80,7 @@ typedef struct {
         hash_##method(state, data, blocks);                                     \
         for (int lane = 0; lane < count; lane++)                                \
             for (int i = 0; i < 4; i++)                                         \
-                memcpy(jobs[lane].state + 4 * i, &state[i][lane], 4);           \
+                memcpy(jobs[lane]->state + 4 * i, &state[i][lane], 4);          \
     }
 
 DEFINE_RUN(scalar, 1)
@@ -112,27 +113,28 @@ static int is_supported(const Method *method)
     return 1;
 }
 
-/* Hash all jobs to their ends. Whenever the shortest one in the lanes ends, another takes its
- * place. The order of `jobs` is lost. */
-static void hash_jobs(const Method *method, Job *jobs, int left)
+/* Hash all jobs, and what follows them, to their ends: `jobs` has the first job of each stream.
+ * Whenever the shortest one in the lanes ends, another takes its place. */
+static void hash_jobs(const Method *method, Job **jobs, int left)
 {
     while (left > 0) {
         int count = left < method->lanes ? left : method->lanes;
         if (count < method->worthwhile) {
             left--;
-            run_scalar(&jobs[left], 1, jobs[left].blocks);
+            for (Job *job = jobs[left]; job != NULL; job = job->next)
+                run_scalar(&job, 1, job->blocks);
             continue;
         }
-        size_t blocks = jobs[0].blocks;
+        size_t blocks = jobs[0]->blocks;
         for (int i = 1; i < count; i++)
-            if (jobs[i].blocks < blocks)
-                blocks = jobs[i].blocks;
+            if (jobs[i]->blocks < blocks)
+                blocks = jobs[i]->blocks;
         method->hash(jobs, count, blocks);
         for (int i = count - 1; i >= 0; i--) {
-            jobs[i].data += blocks * BLOCK;
-            jobs[i].blocks -= blocks;
-            if (jobs[i].blocks == 0)
-                jobs[i] = jobs[--left];
+            jobs[i]->data += blocks * BLOCK;
+            jobs[i]->blocks -= blocks;
+            if (jobs[i]->blocks == 0)
+                jobs[i] = jobs[i]->next != NULL ? jobs[i]->next : jobs[--left];
         }
     }
 }
@@ -164,6 +166,7 @@ static int take_job(Job *job, Views *views, PyObject *state, PyObject *data)
     }
     job->data = view->buf;
     job->blocks = (size_t)view->len / BLOCK;
+    job->next = NULL;
     return 0;
 }
 
@@ -180,7 +183,7 @@ PyDoc_STRVAR(update_doc,
 "update(states, data, method=None)\n\n"
 "Hash each of the data into the state at the same place, all of them at once, without the GIL.\n\n"
 "Args:\n"
-"    states: up to 64 writable buffers of 16 bytes, no two the same.\n"
+"    states: up to 64 writable buffers of 16 bytes. Data for the same state follow each other.\n"
 "    data: as many buffers, each of whole blocks of 64 bytes.\n"
 "    method: one of METHODS; None: the first.");
 
@@ -188,9 +191,9 @@ static PyObject *update(PyObject *module, PyObject *args)
 {
     PyObject *states, *data, *result = NULL;
     const char *name = NULL;
-    Job jobs[JOBS_MAX];
+    Job jobs[JOBS_MAX], *first[JOBS_MAX], *last[JOBS_MAX];
     Views views = {.count = 0};
-    int left = 0;
+    int streams = 0;
 
     if (!PyArg_ParseTuple(args, "OO|z", &states, &data, &name))
         return NULL;
@@ -209,19 +212,23 @@ static PyObject *update(PyObject *module, PyObject *args)
         goto end;
     }
     for (Py_ssize_t i = 0; i < count; i++) {
-        Job *job = &jobs[left];
+        Job *job = &jobs[i];
         if (take_job(job, &views, PySequence_Fast_GET_ITEM(states, i),
                      PySequence_Fast_GET_ITEM(data, i)) < 0)
             goto end;
-        for (int other = 0; other < left; other++)
-            if (jobs[other].state == job->state) {
-                PyErr_SetString(PyExc_ValueError, "a state was given twice");
-                goto end;
-            }
-        left += job->blocks > 0;
+        if (job->blocks == 0)
+            continue;
+        int stream = 0;
+        while (stream < streams && first[stream]->state != job->state)
+            stream++;
+        if (stream == streams)
+            first[streams++] = job;
+        else
+            last[stream]->next = job;
+        last[stream] = job;
     }
     Py_BEGIN_ALLOW_THREADS
-    hash_jobs(method, jobs, left);
+    hash_jobs(method, first, streams);
     Py_END_ALLOW_THREADS
     result = Py_NewRef(Py_None);
 end:

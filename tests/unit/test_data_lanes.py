@@ -18,6 +18,7 @@ from engine.data.lanes import (
     PATIENCE_S_MAX,
     PATIENCE_S_MIN,
     PIECE_SIZE_MAX,
+    PIECES_MAX,
     Lanes,
     LaneStream,
 )
@@ -93,13 +94,13 @@ def test_digests_are_those_of_the_bytes(sizes: list[list[int]], kind: Kind) -> N
     trio.run(main)
 
 
-async def test_large_views_are_hashed_piece_by_piece() -> None:
+async def test_a_large_view_is_hashed_in_pieces() -> None:
     watched = Watched()
     stream = Lanes(watched.kind).open()
     whole = content(PIECE_SIZE_MAX * 2 + 100)
     stream.add([memoryview(whole)], len(whole), ignore)
     assert await stream.digest() == expected(whole)
-    assert watched.widths == [1, 1, 1]
+    assert watched.widths == [3]
 
 
 async def test_hashing_begins_when_every_stream_has_left_some() -> None:
@@ -195,7 +196,7 @@ async def test_closing_waits_for_what_is_being_hashed_and_drops_the_rest() -> No
     watched = Watched()
     watched.go_on.clear()
     stream = Lanes(watched.kind).open()
-    memory = bytearray(content(2 * PIECE_SIZE_MAX))
+    memory = bytearray((PIECES_MAX + 1) * PIECE_SIZE_MAX)
     done = []
     stream.add([memoryview(memory)], len(memory), lambda: done.append("first"))
     stream.add([memoryview(memory)], len(memory), lambda: done.append("second"))
@@ -214,7 +215,7 @@ async def test_closing_waits_for_what_is_being_hashed_and_drops_the_rest() -> No
         assert not closed.is_set()
         watched.go_on.set()
     assert closed.is_set()
-    assert watched.widths == [1]
+    assert watched.widths == [PIECES_MAX]
     assert done == []
 
 

@@ -70,14 +70,14 @@ def test_any_split_gives_the_same_and_a_digest_ends_nothing(pieces: list[bytes])
 @settings(deadline=None)
 @given(st.data())
 def test_streams_side_by_side_do_not_meet(method: str, data: st.DataObject) -> None:
-    streams = [LaneMd5() for _ in range(data.draw(st.integers(1, 40), "streams"))]
+    streams = [LaneMd5() for _ in range(data.draw(st.integers(1, 20), "streams"))]
     contents = [b""] * len(streams)
     for _ in range(3):
-        chosen = data.draw(st.sets(st.sampled_from(range(len(streams)))), "chosen")
+        chosen = data.draw(st.lists(st.sampled_from(range(len(streams))), max_size=32), "chosen")
         sizes = st.integers(0, 700) | st.sampled_from([0, 55, 56, 63, 64, 128, 4096])
-        pieces = {index: content(data.draw(sizes, "size"), index) for index in chosen}
-        LaneMd5.update_each([streams[i] for i in pieces], list(pieces.values()), method)
-        for index, piece in pieces.items():
+        pieces = [content(data.draw(sizes, "size"), index) for index in range(len(chosen))]
+        LaneMd5.update_each([streams[index] for index in chosen], pieces, method)
+        for index, piece in zip(chosen, pieces, strict=True):
             contents[index] += piece
     assert [md5.digest() for md5 in streams] == [expected(whole) for whole in contents]
 
@@ -89,6 +89,16 @@ def test_lanes_that_end_are_filled_with_who_waits(method: str) -> None:
     contents = [content(size, index) for index, size in enumerate(sizes)]
     LaneMd5.update_each(streams, contents, method)
     assert [md5.digest() for md5 in streams] == [expected(whole) for whole in contents]
+
+
+@each_method
+def test_a_stream_that_comes_more_than_once_is_hashed_in_order(method: str) -> None:
+    streams = [LaneMd5() for _ in range(5)]
+    pieces = [content(64 * (index % 7) + index % 3, index) for index in range(30)]
+    LaneMd5.update_each(streams * 6, pieces, method)
+    assert [md5.digest() for md5 in streams] == [
+        expected(b"".join(pieces[index::5])) for index in range(5)
+    ]
 
 
 @each_method
@@ -149,7 +159,6 @@ def test_threads_hash_streams_of_their_own_at_once() -> None:
         ([bytearray(16)], [], None),
         ([bytearray(16) for _ in range(65)], [bytes(64)] * 65, None),
         ([bytearray(16)], [bytes(64)], "no such method"),
-        ([bytearray(16)] * 2, [bytes(64)] * 2, None),
     ],
 )
 def test_what_does_not_fit_is_refused(
