@@ -146,7 +146,8 @@ class DavServer(cheroot_server.HTTPServer):
         self.wsgi_app = app
         self.limits = limits
         self.tls = tls
-        self.log = log
+        # Bound once: structlog's lazy loggers make a new one for each line, also for one unseen.
+        self.log = log.bind()
         self.observer = observer
         self.timeout = limits.idle_s
         self.max_request_header_size = limits.head_size
