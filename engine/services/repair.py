@@ -39,7 +39,7 @@ from engine.services.scan import PAGE, scan_prefix
 from engine.store import Store
 
 DAMAGE_QUEUE_MAX = 1000
-AT_ONCE = 4
+AT_ONCE = 8
 """Chunks that are repaired at the same time: enough to keep drives and cores busy, few enough to
 leave requests their share of memory."""
 AT_RISK = "at risk"
