@@ -3,6 +3,22 @@
 With seeds, each is run and its trace printed. Without, seeds are run one after another from
 ``--first`` on, ``--count`` of them or for ``--seconds``, on all cores; those that failed are
 listed in the end with the command that runs them again. Exit status 1: some failed.
+
+What the life of one seed holds (``tests.support.simulation``; shares of all seeds):
+
+* a cluster of 2 to 7 machines, with a profile from 1+1 to 4+2 and 1 to 3 gateways; every eighth has
+  the real drives (volumes, index, recovery, compaction) on a recorded disk;
+* one epoch, in a quarter two: 1 to 4 clients make 5 to 10 calls each (put, get, delete, list,
+  multipart, with and without conditions, slow readers among them) on 3 keys, of objects that meet
+  every class of durability, while up to 10 faults of 1 to 6 kinds happen. In a fifth the faults
+  last until long after the last call, so that members are lost and sessions expire; one in
+  seventeen has a gateway that oversleeps between writing and claiming, one in ten a loss of data
+  when just k or k + 1 fragments were durable;
+* then the services heal alone: no repair or stray row is left and deep fsck is clean; every key is
+  read; then m machines are switched off, and every key is read through every gateway;
+* all gateways end or crash, another opens the store, finds all keys, deletes them, and collects
+  until no row and no fragment is left;
+* what clients saw is checked for linearizability, key by key.
 """
 
 from __future__ import annotations

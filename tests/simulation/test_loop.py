@@ -154,7 +154,7 @@ def _log(acts: tuple[Act, ...], clock: Callable[[], trio.abc.Clock]) -> list[tup
     return program.log
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(PROGRAMS.map(tuple), st.integers(0, 1000))
 def test_schedules_as_trio_does(acts: tuple[Act, ...], seed: int) -> None:
     with _own_loop(seed):

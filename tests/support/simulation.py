@@ -50,7 +50,9 @@ need much: a machine is lost, a session expires."""
 HEAL_S_MAX = 120.0
 LOOK_S = 3.0
 """So often we look whether it has healed."""
-NO_PROMISE = ("replace", "rot", "stop gateway", "clock", "metadata gone", "answers lost")
+NO_PROMISE = (
+    "replace", "lean", "rot", "stop gateway", "oversleep", "clock", "metadata gone", "answers lost",
+)  # fmt: skip
 """Faults after which a read may find its object corrupt: damage, or a session that lapsed, so that
 what it reads is collected. Else the bytes of a version that was opened stay."""
 LEFT_OVER = {
@@ -240,6 +242,7 @@ class World:
             self.machines,
             self.gateways,
             self.start_gateway,
+            self.profile.data,
             self.say,
         )
         async with trio.open_nursery() as nursery:

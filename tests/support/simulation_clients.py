@@ -26,6 +26,9 @@ from tests.support.simulation_gateway import Gateway, GatewayGone
 BUCKET = "bucket"
 PATIENCE_S = (0.3, 3.0, 10.0)
 """How long clients wait for an answer."""
+PAUSES_S = (0.3, 4.0)
+"""What slow readers take, twice each: other clients replace meanwhile what they read, and the
+collector comes by."""
 
 
 class Nothing(Exception):
@@ -70,7 +73,7 @@ async def _multipart(engine: Engine, call: Call) -> None:
 
 
 async def get(engine: Engine, key: str, *, pause_s: float = 0.0) -> tuple[str, bytes] | None:
-    """Return ETag and bytes; ``pause_s`` is how long the reader takes over each buffer."""
+    """Return ETag and bytes; the reader takes ``pause_s`` before the first buffer and after it."""
     try:
         async with await engine.open(BUCKET, key) as opened:
             if pause_s:
@@ -80,7 +83,7 @@ async def get(engine: Engine, key: str, *, pause_s: float = 0.0) -> tuple[str, b
             try:
                 async for buffer in stream:
                     pieces.append(bytes(buffer))
-                    if pause_s:
+                    if pause_s and len(pieces) == 1:
                         await trio.sleep(pause_s)
             finally:
                 await stream.aclose()
@@ -135,8 +138,12 @@ class Clients:
 
     async def _ask(self, gateway: Gateway, call: Call, begun: Begun, workload: Workload) -> None:
         request = _Request()
-        gateway.tasks.start_soon(self._serve, gateway, call, request)
-        with trio.move_on_after(self._chance.choice(PATIENCE_S)):
+        pause_s, patience_s = 0.0, self._chance.choice(PATIENCE_S)
+        if call.kind == "get" and self._chance.random() < 0.2:
+            pause_s = self._chance.choice(PAUSES_S)
+            patience_s += 2 * pause_s  # else nobody would see what the read came to
+        gateway.tasks.start_soon(self._serve, gateway, call, request, pause_s)
+        with trio.move_on_after(patience_s):
             await request.over.wait()
         if not request.over.is_set():
             begun.unknown()
@@ -145,10 +152,10 @@ class Clients:
             return
         self.record(call, begun, request.answer, request.error, workload)
 
-    async def _serve(self, gateway: Gateway, call: Call, request: _Request) -> None:
+    async def _serve(self, gateway: Gateway, call: Call, request: _Request, pause_s: float) -> None:
         try:
             with request.scope:
-                request.answer = await self._do(gateway.engine, call)
+                request.answer = await self._do(gateway.engine, call, pause_s)
             if request.scope.cancelled_caught:
                 request.error = Unavailable("cancelled")
             # The answer leaves the gateway only if that still runs.
@@ -162,7 +169,7 @@ class Clients:
         finally:
             request.over.set()
 
-    async def _do(self, engine: Engine, call: Call) -> object:
+    async def _do(self, engine: Engine, call: Call, pause_s: float) -> object:
         match call.kind:
             case "put":
                 await _put(engine, call)
@@ -175,7 +182,6 @@ class Clients:
             case "list":
                 return await listing(engine, call.key)
             case _:
-                pause_s = self._chance.choice((0.0, 0.0, 0.0, 0.3, 4.0))
                 return await get(engine, call.key, pause_s=pause_s)
 
     def record(

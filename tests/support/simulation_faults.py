@@ -24,14 +24,27 @@ from tests.support.simulation_network import Network
 Kind = Literal[
     "kill", "power", "power all", "replace", "rot", "full", "slow", "cut", "cut to", "cut from",
     "loss", "drain", "crash gateway", "stop gateway", "clock", "metadata gone", "answers lost",
+    "oversleep", "lean",
 ]  # fmt: skip
 KINDS: tuple[Kind, ...] = get_args(Kind)
 DESTRUCTIVE: tuple[Kind, ...] = ("replace", "rot")
 OF_ALL = ("power all", "loss")
-OF_GATEWAYS = ("crash gateway", "stop gateway", "clock", "metadata gone", "answers lost")
+OF_GATEWAYS = (
+    "crash gateway", "stop gateway", "clock", "metadata gone", "answers lost", "oversleep",
+)  # fmt: skip
 LENGTHS_S = (0.05, 0.5, 2.0, 6.0, 15.0)
 LONG_S = (0.5, 5.0, 15.0, 20.0)
+OVERSLEPT_S = (12.0, 20.0)
+"""Of a gateway that stops between writing fragments and claiming them: its session and its leases
+run out meanwhile, and another gateway collects what it wrote."""
+OVERSLEEP = 0.06
+"""So many epochs have such a gateway."""
+LEAN = 0.1
+"""So many epochs have a moment at which drives have room for k or k + 1 fragments only, and one of
+these drives is replaced, or spoilt, once somebody has written: what was acknowledged survives."""
+AIMED: tuple[Kind, ...] = ("oversleep", "lean")
 UNDRAIN_TRIES = 60
+PATIENCE_S = 3.0
 CALLS_MAX = 40
 """Crashes and stops happen at one of the next so many calls: then, something is under way."""
 
@@ -53,8 +66,8 @@ def plan(chance: random.Random, machines: Sequence[str], *, length_s: float) -> 
     """Return the faults of one epoch, in order of time."""
     victim = chance.choice(machines)
     # Few kinds at once, so that each gets its turn in force (Groce et al., "Swarm testing", 2012).
-    kinds = chance.sample(KINDS, chance.randint(1, 5))
-    if chance.random() < 0.5:
+    kinds = chance.sample([kind for kind in KINDS if kind not in AIMED], chance.randint(1, 5))
+    if chance.random() < 0.25:
         kinds.append(chance.choice((*DESTRUCTIVE, "stop gateway")))
     faults = []
     for kind in chance.choices(kinds, k=chance.choice((0, 2, 5, 10))):
@@ -65,6 +78,11 @@ def plan(chance: random.Random, machines: Sequence[str], *, length_s: float) -> 
         lengths = LONG_S if kind == "stop gateway" else LENGTHS_S
         for_s = chance.choice(lengths) * (0.5 + chance.random())
         faults.append(Fault(chance.random() * length_s, for_s, kind, target))
+    if chance.random() < OVERSLEEP:
+        faults.append(Fault(0.0, chance.uniform(*OVERSLEPT_S), "oversleep", ""))
+    if chance.random() < LEAN:
+        faults = [fault for fault in faults if fault.kind not in DESTRUCTIVE]
+        faults.append(Fault(0.0, chance.random(), "lean", victim))
     return sorted(faults, key=lambda fault: fault.at_s)
 
 
@@ -78,9 +96,11 @@ class Faults:
         machines: Mapping[str, Machine],
         gateways: Mapping[str, Gateway],
         start_gateway: Callable[[], None],
+        data_blocks: int,
         say: Callable[[str], None],
     ) -> None:
         self._hurry = trio.Event()
+        self._data_blocks = data_blocks
         self._chance = chance
         self._network = network
         self._machines = machines
@@ -111,10 +131,13 @@ class Faults:
             living = [gateway for gateway in known if not gateway.crashed]
             if living:
                 # Stops hit one of them, so that the others declare it dead meanwhile.
-                one = living[0] if fault.kind == "stop gateway" else self._chance.choice(living)
+                first = fault.kind in ("stop gateway", "oversleep")
+                one = living[0] if first else self._chance.choice(living)
                 await self._suffer_gateway(fault, one)
         elif fault.kind == "power all":
             await self._lose_all_power(fault)
+        elif fault.kind == "lean":
+            await self._have_little_room(fault, self._machines[fault.target])
         elif fault.kind == "drain":
             await self._drain(fault)
         elif fault.kind == "loss":
@@ -141,6 +164,26 @@ class Faults:
             machine.replace_drive()
         await self._last(fault)
         machine.restart()
+
+    async def _have_little_room(self, fault: Fault, victim: Machine) -> None:
+        others = [machine for _, machine in sorted(self._machines.items()) if machine is not victim]
+        self._chance.shuffle(others)
+        full = others[self._data_blocks - self._chance.randint(0, 1) :]
+        for machine in full:
+            machine.shelf.full = True
+        for name in sorted(self._gateways)[:1]:
+            with trio.move_on_after(PATIENCE_S):
+                await self._gateways[name].db.claims.wait(self._chance.randint(1, 3))
+        await trio.sleep(fault.for_s * 0.01)
+        if self._chance.random() < 0.5:
+            victim.shelf.rot(self._chance, 1.0)
+        else:
+            victim.crash(power=False)
+            victim.replace_drive()
+        for machine in full:
+            machine.shelf.full = False
+        await self._last(fault)
+        victim.restart()
 
     async def _drain(self, fault: Fault) -> None:
         """Let an administrator empty a machine, and change their mind."""
@@ -215,6 +258,14 @@ class Faults:
                 )
                 gateway.stop()
                 await self._last(fault)
+                gateway.resume()
+            case "oversleep":
+                if len(self._gateways) < 2:
+                    self._start_gateway()
+                with trio.move_on_after(PATIENCE_S):
+                    await gateway.db.claims.wait(self._chance.randint(1, 3))
+                gateway.stop()
+                await trio.sleep(fault.for_s)
                 gateway.resume()
             case "clock":
                 gateway.clock.offset_s += self._chance.uniform(-8.0, 8.0)

@@ -34,7 +34,7 @@ from engine.services import leases
 from engine.services.upkeep import Upkeep
 from tests.support.engine import START_MS
 from tests.support.simulation_machine import STORE_ID, Countdown, Machine
-from tests.support.simulation_network import Network, RemoteMember
+from tests.support.simulation_network import TICK_S, Network, RemoteMember
 
 T = TypeVar("T")
 
@@ -115,6 +115,8 @@ class GatewayDatabase:
         """How many commits are done without the gateway learning of it."""
         self.commits = Countdown()
         """Transactions of requests."""
+        self.claims = Countdown()
+        """Those that come after fragments were written: most of them claim these."""
 
     async def _enter(self) -> None:
         if self._gateway.passes():
@@ -135,7 +137,12 @@ class GatewayDatabase:
 
     async def run(self, body: Callable[[Transaction], Awaitable[T]]) -> T:
         if trio.lowlevel.current_task().parent_nursery is self._gateway.tasks:
-            self.commits.passed()
+            hit = self.commits.passed()
+            if self._gateway.has_written:
+                self._gateway.has_written = False
+                hit |= self.claims.passed()
+            if hit:
+                await trio.sleep(TICK_S)  # the fault is to come first
         await self._enter()
         await self._wander()
         result = await self._inner.run(body)
@@ -169,6 +176,8 @@ class Gateway:
         self.db = GatewayDatabase(self, inner, random.Random(f"db {seed}"))
         self.chance = random.Random(f"ids {seed}")
         self.calls = Countdown()
+        self.has_written = False
+        """A fragment, since a request last changed metadata."""
         self._stops = 0
         self._running = trio.Event()
         self._running.set()

@@ -213,7 +213,7 @@ def _turn(runner: Runner) -> None:
                 message: Any = task.context.run(send, value)  # type: ignore[arg-type]
             except StopIteration as stop:
                 final = outcome.Value(stop.value)
-            except BaseException as error:  # noqa: BLE001  its nursery's
+            except BaseException as error:  # noqa: BLE001, ASYNC103  its nursery's
                 final = outcome.Error(error)
             else:
                 if message is CancelShieldedCheckpoint:

@@ -153,13 +153,16 @@ class Countdown:
         self._waiting.append((self._count + calls, event))
         await event.wait()
 
-    def passed(self) -> None:
+    def passed(self) -> bool:
+        """Return whether this was the call that somebody waited for."""
         self._count += 1
-        if self._waiting:
-            for at, event in self._waiting:
-                if at <= self._count:
-                    event.set()
-            self._waiting = [item for item in self._waiting if item[0] > self._count]
+        if not self._waiting:
+            return False
+        due = [event for at, event in self._waiting if at <= self._count]
+        for event in due:
+            event.set()
+        self._waiting = [item for item in self._waiting if item[0] > self._count]
+        return bool(due)
 
 
 class Machine:

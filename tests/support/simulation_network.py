@@ -86,6 +86,7 @@ class Caller(Protocol):
     """A gateway, as far as its calls need it."""
 
     name: str
+    has_written: bool
 
     def passes(self) -> bool:
         """Count a call; return whether it has to wait at the ``gate``."""
@@ -109,7 +110,7 @@ class RemoteMember:
     def __init__(self, network: Network, caller: Caller, machine: Machine) -> None:
         self.machine = machine
         self._network = network
-        self._caller = caller
+        self.caller = caller
 
     async def health(self) -> MemberHealth:
         return await self.call(self.machine.health)
@@ -131,7 +132,7 @@ class RemoteMember:
 
         Cancelled, or without an answer in time, it may be done all the same, now or later.
         """
-        caller, network = self._caller, self._network
+        caller, network = self.caller, self._network
         if caller.passes():
             await caller.gate()
         if not self.machine.slow_s and network.healthy(caller.name, self.machine.name):
@@ -175,7 +176,7 @@ class RemoteMember:
         self, function: Callable[[], T], reply: _Reply[T], incarnation: int | None
     ) -> None:
         machine, network = self.machine, self._network
-        if not await network.carry(self._caller.name, machine.name):
+        if not await network.carry(self.caller.name, machine.name):
             return
         if machine.slow_s:
             await trio.sleep(machine.slow_s)
@@ -183,7 +184,7 @@ class RemoteMember:
             reply.value = self._act(function, incarnation)
         except NodeError as error:
             reply.error = error
-        if await network.carry(machine.name, self._caller.name):
+        if await network.carry(machine.name, self.caller.name):
             reply.came.set()
 
 
@@ -195,6 +196,7 @@ class RemoteNode:
     def __init__(self, member: RemoteMember) -> None:
         self.node_id: NodeId = member.machine.node_id
         self._machine = member.machine
+        self.caller = member.caller
         self.call = member.call
 
     async def read_into(
@@ -271,6 +273,7 @@ class RemoteWriter:
 
     async def commit(self) -> None:
         await self._in_order(self._writer.commit)
+        self._node.caller.has_written = True
 
     async def abort(self) -> None:
         # The machine sees the connection end, at its own time.
