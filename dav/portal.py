@@ -14,7 +14,7 @@ of one task, whatever happens to the client; blocking work on the socket is done
 that the request has anyway. At most one crossing per thread, so the number of threads bounds it.
 
 A task that has ended its work stays for the next (``Portal._idle``): starting one for each request
-costs as much as reading a small file.
+is a seventh of the CPU of a crossing.
 
 Concurrency: a ``_Job`` belongs to its thread and its task. ``inbox`` is the only thing both use;
 all else changes in the trio run alone, by way of ``run_sync_soon``.
