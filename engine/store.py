@@ -111,7 +111,7 @@ def bucket_info(name: str, row: bytes) -> BucketInfo:
 
 async def get_bucket(tr: ReadTransaction, name: str) -> BucketInfo:
     """Raises: NoSuchBucket."""
-    row = await tr.get(keyspace.bucket(name))
+    row = await tr.get_cached(keyspace.bucket(name))
     if row is None:
         raise NoSuchBucket(name)
     return bucket_info(name, row)

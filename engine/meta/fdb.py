@@ -29,7 +29,8 @@ import trio
 
 from engine.errors import ConfigError, EngineError, SlowDown, Unavailable
 from engine.meta.body import BodySuspended
-from engine.meta.fdb_library import OPERATION_CANCELLED, SUCCESS, Library, load
+from engine.meta.fdb_configuration import Configuration
+from engine.meta.fdb_library import NOT_COMMITTED, OPERATION_CANCELLED, SUCCESS, Library, load
 from engine.meta.fdb_location import FdbLocation
 from engine.meta.fdb_markers import Markers
 from engine.meta.fdb_transaction import FdbError, FdbTransaction
@@ -117,6 +118,10 @@ def _open(location: FdbLocation) -> tuple[Library, int]:
     return library, pointer
 
 
+class _Outdated(Exception):
+    """What a body was given from memory is not what its snapshot has."""
+
+
 class FdbDatabase:
     """``engine.meta.kv.Database``. Made by ``open_fdb``; for one trio thread."""
 
@@ -135,6 +140,7 @@ class FdbDatabase:
         self._options = options
         self._prefix = prefix + b"d"
         self._markers = Markers(prefix + b"r", os.urandom(8))
+        self._configuration = Configuration()
         self._watching: set[int] = set()
         self._running = 0
         self._closing = False
@@ -161,7 +167,7 @@ class FdbDatabase:
 
         try:
             with trio.fail_after(self._options.open_s_max):
-                await self._transact(sweep, prefix=b"")
+                await self._transact(sweep, b"")
         except (trio.TooSlowError, Unavailable):
             raise Unavailable(
                 f"FoundationDB does not answer: cluster file {location.cluster_file}, within "
@@ -174,11 +180,14 @@ class FdbDatabase:
         Raises: LimitExceeded, MetadataFailed, Unavailable, SlowDown; BodySuspended is a bug.
         """
         pointer = self._begin()
+        configuration: Configuration | None = self._configuration
         try:
             while True:
-                transaction = FdbTransaction(self._library, pointer, self._prefix)
+                transaction = FdbTransaction(self._library, pointer, self._prefix, configuration)
                 try:
-                    return await self._drive(body(transaction), transaction)
+                    return await self._attempt(body, transaction)
+                except _Outdated:
+                    configuration = None
                 except FdbError as error:
                     await self._recover(pointer, error.code)
         finally:
@@ -196,10 +205,13 @@ class FdbDatabase:
             LimitExceeded; BodySuspended is a bug of the body.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
-        return await self._transact(body, prefix=self._prefix)
+        return await self._transact(body, self._prefix, self._configuration)
 
     async def _transact(
-        self, body: Callable[[FdbTransaction], Awaitable[T]], *, prefix: bytes
+        self,
+        body: Callable[[FdbTransaction], Awaitable[T]],
+        prefix: bytes,
+        configuration: Configuration | None = None,
     ) -> T:
         library = self._library
         lost: dict[bytes | None, T] = {}
@@ -208,14 +220,14 @@ class FdbDatabase:
         marker = self._markers.take()
         try:
             while True:
-                transaction = FdbTransaction(library, pointer, prefix)
+                transaction = FdbTransaction(library, pointer, prefix, configuration)
                 try:
                     if lost:
                         earlier = FdbTransaction(library, pointer, b"")
                         found = await self._drive(earlier.get(marker), earlier)
                         if found in lost:
                             return lost[found]
-                    result = await self._drive(body(transaction), transaction)
+                    result = await self._attempt(body, transaction)
                     if not transaction.has_writes:
                         return result
                     transaction.finish()
@@ -227,12 +239,51 @@ class FdbDatabase:
                         return result
                     if library.may_be_committed(code):
                         lost[token] = result
+                except _Outdated:
+                    configuration, code = None, NOT_COMMITTED
                 except FdbError as error:
                     code = error.code
                 await self._recover(pointer, code)
         finally:
             self._markers.give_back(marker)
             self._end(pointer)
+
+    async def _attempt(
+        self, body: Callable[[FdbTransaction], Awaitable[T]], transaction: FdbTransaction
+    ) -> T:
+        """Run a body to its end, and prove what it was given from memory.
+
+        Raises: _Outdated, and what ``_drive`` does.
+        """
+        try:
+            try:
+                result = await self._drive(body(transaction), transaction)
+            except FdbError:
+                raise
+            except Exception:
+                # What it complains of may be what was in memory.
+                await self._verify(transaction)  # noqa: ASYNC120  cancelled, nobody hears of it
+                raise
+            await self._verify(transaction)
+        finally:
+            if transaction.version_future:
+                self._library.destroy(transaction.version_future)
+        return result
+
+    async def _verify(self, transaction: FdbTransaction) -> None:
+        future, transaction.version_future = transaction.version_future, 0
+        if not future:
+            return
+        # It came with the read version: it is there already if anything was read.
+        await self._wakeups.wait(future)
+        code, value = self._library.value(future)
+        self._library.destroy(future)
+        if code:
+            raise FdbError(code)
+        version = value or b""
+        self._configuration.learn(version, transaction.learned)
+        if transaction.taken_under is not None and transaction.taken_under != version:
+            raise _Outdated
 
     async def _drive(self, awaitable: Awaitable[T], transaction: FdbTransaction) -> T:
         """Run a body to its end, and wait for the futures that it waits for.

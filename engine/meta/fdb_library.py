@@ -33,9 +33,11 @@ INSTALL = (
 SUCCESS = 0
 OPERATION_CANCELLED = 1101
 COMMIT_UNKNOWN_RESULT = 1021
+NOT_COMMITTED = 1020
 
 _MUTATION_ADD = 2
 _MUTATION_VERSIONSTAMPED_KEY = 14
+_MUTATION_VERSIONSTAMPED_VALUE = 15
 _CONFLICT_READ = 0
 _RETRYABLE, _MAYBE_COMMITTED = 50000, 50001
 _TIMEOUT_OPTION, _RETRY_DELAY_OPTION = 500, 502
@@ -253,6 +255,11 @@ class Library:
     def set_versionstamped_key(self, transaction: int, key: bytes, value: bytes) -> None:
         """``key`` ends with the place of the stamp's 10 bytes, as 4 little-endian bytes."""
         self._atomic(transaction, key, len(key), value, len(value), _MUTATION_VERSIONSTAMPED_KEY)
+
+    def set_versionstamp(self, transaction: int, key: bytes) -> None:
+        """Set ``key`` to the commit's versionstamp."""
+        # 10 bytes for the stamp, then its place in the value: the beginning.
+        self._atomic(transaction, key, len(key), bytes(14), 14, _MUTATION_VERSIONSTAMPED_VALUE)
 
     def add_read_conflict(self, transaction: int, key: bytes) -> None:
         """Let the commit fail if another has written ``key`` since this transaction's snapshot."""

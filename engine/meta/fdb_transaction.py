@@ -9,8 +9,11 @@ from __future__ import annotations
 import types
 from collections.abc import Generator, Sequence
 
+from engine.meta.fdb_configuration import METADATA_VERSION, Configuration
 from engine.meta.fdb_library import Library
+from engine.meta.keyspace import after_prefix
 from engine.meta.kv import (
+    CONFIGURATION,
     TRANSACTION_SIZE_MAX,
     VERSIONSTAMP_SIZE,
     LimitExceeded,
@@ -20,6 +23,7 @@ from engine.meta.kv import (
 )
 
 _STAMP_PLACE = bytes(VERSIONSTAMP_SIZE)
+_CONFIGURATION_RANGES = [(prefix, after_prefix(prefix)) for prefix in CONFIGURATION]
 
 
 class FdbError(Exception):
@@ -40,13 +44,29 @@ class FdbTransaction:
     """``engine.meta.kv.Transaction``: one attempt of a body. Keys of the library begin with
     ``prefix``, keys of the contract don't."""
 
-    def __init__(self, library: Library, pointer: int, prefix: bytes) -> None:
+    def __init__(
+        self,
+        library: Library,
+        pointer: int,
+        prefix: bytes,
+        configuration: Configuration | None = None,
+    ) -> None:
         self._library = library
         self._pointer = pointer
         self._prefix = prefix
         self._stamped: list[tuple[bytes, bytes, bytes]] = []
         self._size = 0
         self._over = False
+        self._configuration = configuration
+        if configuration is not None:
+            self._values, self._version = configuration.values, configuration.version
+        self._bumps = False
+        """It writes a configuration key: whoever has that in memory must be told."""
+        self.version_future = 0
+        """For the value of ``METADATA_VERSION``, once something was asked of the cache."""
+        self.taken_under: bytes | None = None
+        """The version of what was taken from memory; None: nothing was."""
+        self.learned: dict[bytes, bytes | None] = {}
         self.error = 0
         """The error that a read met; the attempt has failed whatever its body makes of it."""
 
@@ -77,6 +97,22 @@ class FdbTransaction:
         library.destroy(future)
         if code:
             self._fail(code)
+        return value
+
+    async def get_cached(self, key: bytes) -> bytes | None:
+        configuration = self._configuration
+        if configuration is None or self._bumps:
+            return await self.get(key)
+        self._check()
+        if not self.version_future:
+            self.version_future = self._library.get(
+                self._pointer, METADATA_VERSION, len(METADATA_VERSION), False
+            )
+        if key in self._values:
+            self.taken_under = self._version
+            return self._values[key]
+        value = await self.get(key)
+        self.learned[key] = value
         return value
 
     async def get_range(
@@ -139,12 +175,16 @@ class FdbTransaction:
         check_key(key)
         check_value(value)
         self._grow(len(key) + len(value))
+        if key.startswith(CONFIGURATION):
+            self._bumps = True
         key, value = self._prefix + key, bytes(value)
         self._library.set(self._pointer, key, len(key), value, len(value))
 
     def clear(self, key: bytes) -> None:
         check_key(key)
         self._grow(2 * len(key) + 1)
+        if key.startswith(CONFIGURATION):
+            self._bumps = True
         key = self._prefix + key
         self._library.clear(self._pointer, key, len(key))
 
@@ -152,6 +192,8 @@ class FdbTransaction:
         check_range(begin, end)
         self._grow(len(begin) + len(end))
         if begin < end:
+            if any(begin < after and first < end for first, after in _CONFIGURATION_RANGES):
+                self._bumps = True
             begin, end = self._prefix + begin, self._prefix + end
             self._library.clear_range(self._pointer, begin, len(begin), end, len(end))
 
@@ -170,6 +212,8 @@ class FdbTransaction:
 
     def finish(self) -> None:
         """Do what waited for the end: the library refuses to read where a stamp may stand."""
+        if self._bumps:
+            self._library.set_versionstamp(self._pointer, METADATA_VERSION)
         for prefix, suffix, value in self._stamped:
             place = len(self._prefix) + len(prefix)
             key = b"".join(

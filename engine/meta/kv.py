@@ -16,7 +16,7 @@ The limits are FoundationDB's and every implementation enforces them
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 
 from engine.errors import EngineError, StorageError
 
@@ -32,6 +32,10 @@ VERSIONSTAMP_SIZE = 10
 
 SYSTEM_PREFIX = b"\xff"
 """Keys that begin so belong to the store itself; a range may end here, not beyond."""
+
+CONFIGURATION: Final = (b"B", b"Aread only")
+"""What keys begin with that nearly every transaction reads and hardly any writes: see
+``ReadTransaction.get_cached``."""
 
 T = TypeVar("T")
 
@@ -51,6 +55,13 @@ class ReadTransaction(Protocol):
         """Return the value, or None.
 
         ``snapshot=True``: the read takes no part in conflict detection.
+        """
+
+    async def get_cached(self, key: bytes) -> bytes | None:
+        """Return what ``get`` does, of a key that begins as one of ``CONFIGURATION``.
+
+        Perhaps from memory; then it is proved to be the snapshot's value before the body's result,
+        or its exception, counts, and otherwise the body runs again.
         """
 
     async def get_range(

@@ -277,6 +277,8 @@ class MemoryTransaction:
             self.read_ranges.append((key, key + b"\0"))
         return self._value(key)
 
+    get_cached = get
+
     async def get_range(
         self,
         begin: bytes,

@@ -23,7 +23,7 @@ MOVED: Final = "moved to "
 
 async def refuse_if_read_only(tr: ReadTransaction) -> None:
     """Raises: StoreReadOnly."""
-    row = await tr.get(keyspace.READ_ONLY)
+    row = await tr.get_cached(keyspace.READ_ONLY)
     if row is not None:
         raise StoreReadOnly(row.decode())
 

@@ -96,6 +96,8 @@ class EmbeddedReadTransaction:
             self.check_time()
         return self._value(key)
 
+    get_cached = get
+
     async def get_range(
         self,
         begin: bytes,

@@ -12,7 +12,9 @@ import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.meta import keyspace
 from engine.meta.kv import (
+    CONFIGURATION,
     KEY_SIZE_MAX,
     VALUE_SIZE_MAX,
     VERSIONSTAMP_SIZE,
@@ -57,6 +59,80 @@ async def test_later_set_replaces_and_clear_removes(db):
 
     await db.run(clear)
     assert await fetch(db, b"a") is None
+
+
+def test_configuration_is_what_nearly_every_transaction_reads() -> None:
+    assert CONFIGURATION == (keyspace.BUCKET, keyspace.READ_ONLY)
+
+
+async def cached(db: Database, key: bytes) -> bytes | None:
+    return await db.read(lambda tr: tr.get_cached(key))
+
+
+async def test_configuration_is_read_as_it_is_however_it_was_changed(db):
+    assert await cached(db, b"Bphotos") is None
+    await put(db, Bphotos=b"1")
+    for _ in range(2):
+        assert await cached(db, b"Bphotos") == b"1"
+    await put(db, Bphotos=b"2", other=b"")
+    assert await cached(db, b"Bphotos") == b"2"
+
+    async def clear(tr: Transaction) -> None:
+        tr.clear(b"Bphotos")
+
+    await db.run(clear)
+    assert await cached(db, b"Bphotos") is None
+    await put(db, Bphotos=b"3")
+    assert await cached(db, b"Bphotos") == b"3"
+
+    async def clear_all(tr: Transaction) -> None:
+        tr.clear_range(b"A", b"Bz")
+
+    await db.run(clear_all)
+    assert await cached(db, b"Bphotos") is None
+
+
+async def test_transaction_reads_the_configuration_that_it_wrote(db):
+    await put(db, Bphotos=b"1")
+    assert await cached(db, b"Bphotos") == b"1"
+
+    async def body(tr: Transaction) -> list[bytes | None]:
+        before = await tr.get_cached(b"Bphotos")
+        tr.set(b"Bphotos", b"2")
+        written = await tr.get_cached(b"Bphotos")
+        tr.clear(b"Bphotos")
+        return [before, written, await tr.get_cached(b"Bphotos")]
+
+    assert await db.run(body) == [b"1", b"2", None]
+
+
+async def test_nothing_commits_under_configuration_that_was_replaced(db):
+    """A flag that every writer reads: behind the commit that sets it there is no other."""
+    flag = b"Aread only"
+
+    async def write(number: int) -> None:
+        async def body(tr: Transaction) -> bool:
+            if await tr.get_cached(flag) is not None:
+                return False
+            tr.set(b"O%06d" % number, b"")
+            return True
+
+        while await db.run(body):
+            number += 100
+            await trio.lowlevel.checkpoint()
+
+    async def close(tr: Transaction) -> int:
+        tr.set(flag, b"closed")
+        return len(await tr.get_range(b"O", b"P", snapshot=True))
+
+    async with trio.open_nursery() as nursery:
+        for number in range(8):
+            nursery.start_soon(write, number)
+        while not await fetch_range(db, b"O000700", b"P"):  # noqa: ASYNC110
+            await trio.lowlevel.checkpoint()
+        await db.run(close)
+        closed_with = len(await fetch_range(db, b"O", b"P"))
+    assert len(await fetch_range(db, b"O", b"P")) == closed_with
 
 
 async def test_range_includes_its_begin_and_excludes_its_end(db):

@@ -5,18 +5,27 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 import trio
 import trio.testing
 
-from engine.errors import ConfigError, Unavailable
+from engine.errors import ConfigError, NoSuchBucket, Unavailable
 from engine.meta.fdb import FdbDatabase, FdbLocation, FdbOptions, open_fdb
-from engine.meta.kv import Transaction
+from engine.meta.fdb_configuration import METADATA_VERSION
+from engine.meta.fdb_library import Library, load
+from engine.meta.fdb_transaction import FdbTransaction
+from engine.meta.kv import ReadTransaction, Transaction
 from tests.support import fdb_server
+from tests.support.engine import Folder, folder_in
+from tests.support.engine import put as engine_put
+from tests.support.engine import read as engine_read
 from tests.support.fdb_server import FdbServer
 from tests.support.kv import counter, fetch, fetch_range, put
 
@@ -412,3 +421,122 @@ async def test_cluster_that_is_not_there_is_told_in_time(tmp_path):
     with trio.fail_after(20), pytest.raises(Unavailable, match="does not answer"):
         async with open_fdb(location, options=FdbOptions(open_s_max=0.5)):
             pass
+
+
+class Reads:
+    """Counts what a library is asked to read, but for what comes with the read version."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, library: Library) -> None:
+        self.count = 0
+        get, get_range = library.get, library.get_range
+
+        def counted_get(pointer: int, key: bytes, size: int, snapshot: bool) -> int:
+            self.count += key != METADATA_VERSION
+            return get(pointer, key, size, snapshot)
+
+        def counted_range(*arguments: Any, **more: Any) -> int:
+            self.count += 1
+            return get_range(*arguments, **more)
+
+        monkeypatch.setattr(library, "get", counted_get)
+        monkeypatch.setattr(library, "get_range", counted_range)
+
+    async def of(self, call: Awaitable[object]) -> int:
+        before = self.count
+        await call
+        return self.count - before
+
+
+async def test_configuration_is_read_once_and_again_when_a_gateway_changed_it(
+    tmp_path, db, monkeypatch
+):
+    await put(db, Bphotos=b"1", O1=b"")
+
+    async def body(tr: ReadTransaction) -> tuple[bytes | None, bytes | None]:
+        return await tr.get_cached(b"Bphotos"), await tr.get(b"O1")
+
+    reads = Reads(monkeypatch, db._library)
+    assert [await reads.of(db.read(body)) for _ in range(3)] == [2, 1, 1]
+    async with open_fdb(fdb_server.location(tmp_path)) as other:
+        await put(other, O2=b"")
+        assert await reads.of(db.read(body)) == 1
+        await put(other, Bphotos=b"2")
+        assert await db.read(body) == (b"2", b"")
+    assert await reads.of(db.read(body)) <= 2
+    assert await reads.of(db.read(body)) == 1
+
+
+async def test_error_that_comes_of_old_configuration_is_not_believed(tmp_path, db):
+    async def body(tr: ReadTransaction) -> bytes:
+        row = await tr.get_cached(b"Bphotos")
+        if row is None:
+            raise NoSuchBucket("photos")
+        return row
+
+    with pytest.raises(NoSuchBucket):
+        await db.read(body)
+    async with open_fdb(fdb_server.location(tmp_path)) as other:
+        await put(other, Bphotos=b"1")
+        assert await db.read(body) == b"1"
+        assert await db.run(body) == b"1"
+        await other.run(clear_photos)
+        with pytest.raises(NoSuchBucket):
+            await db.run(body)
+
+
+async def clear_photos(tr: Transaction) -> None:
+    tr.clear(b"Bphotos")
+
+
+async def test_configuration_changed_behind_the_snapshot_fails_the_commit(tmp_path, db):
+    await put(db, Bphotos=b"1")
+    seen: list[bytes | None] = []
+    async with open_fdb(fdb_server.location(tmp_path)) as other:
+        await db.read(lambda tr: tr.get_cached(b"Bphotos"))
+        commit = db._library.commit
+
+        async def body(tr: Transaction) -> None:
+            seen.append(await tr.get_cached(b"Bphotos"))
+            tr.set(b"O1", b"")
+
+        def late(pointer: int) -> int:
+            """Commit only when another gateway has changed the configuration."""
+            db._library.commit = commit
+            changed = other._library.create_transaction(other._pointer)
+            inner = FdbTransaction(other._library, changed, other._prefix)
+            inner.set(b"Bphotos", b"2")
+            inner.finish()
+            future = commit(changed)
+            while not other._library.is_ready(future):
+                time.sleep(0.001)
+            assert other._library.error_of(future) == 0
+            other._library.destroy(future)
+            other._library.destroy_transaction(changed)
+            return commit(pointer)
+
+        db._library.commit = late
+        try:
+            await db.run(body)
+        finally:
+            db._library.commit = commit
+    # Run again, from memory once more; then it is found out, and read.
+    assert (seen[0], seen[-1]) == (b"1", b"2")
+
+
+async def test_object_is_read_and_written_with_no_more_reads_than_it_needs(tmp_path, monkeypatch):
+    """Bucket and read-only mark cost nothing; a PUT reads the key's row and its locks."""
+    folder = folder_in(tmp_path, drives=1, profile="1+0")
+    location = fdb_server.location(tmp_path)
+    folder = Folder(msgspec.structs.replace(folder.config, meta=str(location)))
+    await folder.prepare()
+    async with folder.open() as engine:
+        await engine.create_bucket("photos", owner="me")
+        await engine_put(engine, "photos", "key", b"1")
+        reads = Reads(monkeypatch, load(location.library))
+        counts = {
+            "get": await reads.of(engine_read(engine, "photos", "key")),
+            "head": await reads.of(engine.head("photos", "key")),
+            "put": await reads.of(engine_put(engine, "photos", "key", b"2")),
+            "delete": await reads.of(engine.delete("photos", "key")),
+        }
+    assert counts == {"get": 1, "head": 1, "put": 3, "delete": 2}

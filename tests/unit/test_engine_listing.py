@@ -31,6 +31,10 @@ class CountingTransaction:
         self._counter.rows += 1
         return await self._tr.get(key, snapshot=snapshot)
 
+    async def get_cached(self, key: bytes) -> bytes | None:
+        self._counter.rows += 1
+        return await self._tr.get_cached(key)
+
     async def get_range(
         self,
         begin: bytes,
