@@ -117,7 +117,7 @@ def test_a_browser_may_do_what_the_cors_rules_say(server: Server, s3: Any, bucke
         request = urllib.request.Request(
             f"{server.url}/{bucket}/k", method="OPTIONS", headers=headers
         )
-        with urllib.request.urlopen(request, timeout=10) as response:
+        with urllib.request.urlopen(request, timeout=120) as response:
             return response.headers
 
     assert preflight()["Access-Control-Allow-Origin"] == "https://a.example"

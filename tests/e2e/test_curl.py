@@ -14,7 +14,7 @@ import pytest
 from tests.support.clients import MIB, run, s3_client
 from tests.support.server import Server
 
-READ_S = 30.0
+READ_S = 120.0
 
 
 @pytest.fixture

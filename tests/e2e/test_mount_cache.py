@@ -39,7 +39,7 @@ def taken_by(files: list[Path]) -> int:
 
 def wait_stored(cache: Path, size: int) -> None:
     """Wait until the cache takes so much room: it stores behind the reader's back."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while taken_by(blocks_in(cache)) < size:
         assert time.monotonic() < deadline
 

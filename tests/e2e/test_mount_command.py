@@ -19,7 +19,7 @@ from tests.support.clients import s3_client
 from tests.support.mounts import Mount, mounted, run
 from tests.support.server import LODE, ROOT, clean_environment, lode, serving
 
-STOP_S = 30.0
+STOP_S = 120.0
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ def test_in_the_background_it_returns_when_the_folder_can_be_used(
         stderr=subprocess.DEVNULL,
         env=clean_environment(),
         cwd=ROOT,
-        timeout=60,
+        timeout=STOP_S,
         check=False,
     )
     assert done.returncode == 0

@@ -19,7 +19,7 @@ from tests.support.engine import pattern, put
 from tests.support.mounts import ask, prepare
 from tests.support.server import LODE, ROOT, clean_environment, lode, serving
 
-WAIT_S = 30.0
+WAIT_S = 120.0
 MIB = 1 << 20
 
 

@@ -58,7 +58,7 @@ def append_all(content: bytearray, reading: Iterator[bytes]) -> None:
 
 def lose_nodes(mount: Mount, count: int) -> None:
     """Let so many nodes be gone, and return when they are."""
-    deadline = time.monotonic() + 30.0
+    deadline = time.monotonic() + 120.0
     for number in range(1, count + 1):
         mount.process.send_signal(signal.SIGUSR1)
         while sum(entry["event"] == "node lost" for entry in mount.log) < number:

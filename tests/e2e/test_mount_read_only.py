@@ -19,7 +19,7 @@ from engine.metadata import open_place
 from tests.support.engine import pattern
 from tests.support.mounts import mounted, prepare
 
-GONE_S = 20.0
+GONE_S = 120.0
 NAMES = ["file", "folder"]
 
 

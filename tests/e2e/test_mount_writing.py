@@ -360,7 +360,7 @@ def test_a_file_that_is_only_opened_is_committed_when_it_is_closed_for_good(tmp_
         path = mount.path
 
         def until(key: str, wanted: bytes) -> None:
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + 120
             while content(data, key) != wanted:
                 assert time.monotonic() < deadline
 

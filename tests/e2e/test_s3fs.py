@@ -15,7 +15,7 @@ import pytest
 from tests.support.clients import MIB, copy_library, find_command, run
 from tests.support.server import Server
 
-MOUNT_S = 30.0
+MOUNT_S = 120.0
 
 
 @contextmanager

@@ -33,7 +33,7 @@ def test_failed_header_write_does_not_wait_for_the_index(tmp_path: Path) -> None
     thread = threading.Thread(target=write)
     with drive.index._lock:  # as a commit has it while it enters its needles
         thread.start()
-        thread.join(timeout=20)
+        thread.join(timeout=120)
         assert refused == [True]
     thread.join()
     put(drive, fragment(3), content(3, 1_000))

@@ -12,7 +12,7 @@ import trio
 
 from engine.engine import Engine
 from engine.errors import NoSuchKey
-from tests.support.dav import Door, dav_door, in_thread, with_login
+from tests.support.dav import WAIT_S, Door, dav_door, in_thread, with_login
 from tests.support.engine import (
     KIB,
     count_fragments,
@@ -51,7 +51,7 @@ def cuts(request: bytes) -> list[int]:
 
 
 def send_part(door: Door, part: bytes, *, reset: bool) -> None:
-    with socket.create_connection(("127.0.0.1", door.port), timeout=20) as opened:
+    with socket.create_connection(("127.0.0.1", door.port), timeout=WAIT_S) as opened:
         opened.sendall(part)
         if reset:
             opened.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
@@ -103,7 +103,7 @@ async def test_a_cut_download_frees_what_it_holds(tmp_path: Path) -> None:
         await put(engine, "bucket", "x", data)
 
         def take(door: Door, size: int) -> None:
-            with socket.create_connection(("127.0.0.1", door.port), timeout=20) as opened:
+            with socket.create_connection(("127.0.0.1", door.port), timeout=WAIT_S) as opened:
                 opened.sendall(with_login(b"GET /bucket/x HTTP/1.1\r\n\r\n"))
                 left = size
                 while left > 0:
@@ -115,6 +115,6 @@ async def test_a_cut_download_frees_what_it_holds(tmp_path: Path) -> None:
                 await in_thread(take, door, size)
             assert (await door.get("/bucket/x")).body == data
         await engine.delete("bucket", "x")
-        with trio.fail_after(20):
+        with trio.fail_after(WAIT_S):
             await engine.collect_garbage(grace_s=0)
         assert await count_fragments(engine) == 0

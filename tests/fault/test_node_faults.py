@@ -106,7 +106,7 @@ def test_all_who_wait_for_a_failing_sync_are_told(tmp_path: Path) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=30)
+        thread.join(timeout=120)
     assert told == [True] * 8
     assert sorted(everything(drive)) == [fragment(0)]
     drive.close()

@@ -30,7 +30,7 @@ from tests.support.tree_model import Step, Tree, View, file_name, view_of
 NAMES = ["a", "é b", "%name"]
 """Few, so that steps meet."""
 
-SEEN_S = 20.0
+SEEN_S = 120.0
 """Longest time until a mount shows what another process did; a second is what is promised, but
 this machine may be doing many other things."""
 

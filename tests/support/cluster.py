@@ -26,8 +26,8 @@ from botocore.config import Config
 from tests.support.netns import Machine, Network, inside, network
 from tests.support.server import LODE, ROOT, clean_environment
 
-START_S = 90.0
-STOP_S = 60.0
+START_S = 120.0
+STOP_S = 120.0
 SETTLE_S = 120.0
 NODE_PORT, S3_PORT, METRICS_PORT = 7000, 9000, 9002
 BUCKET = "bucket"

@@ -13,7 +13,7 @@ from botocore.exceptions import ClientError
 from tests.support.clients import s3_client
 from tests.support.server import Server, lode
 
-SEEN_S = 20.0
+SEEN_S = 60.0
 """Longest time until all know of a change; a second is promised, on a quiet machine."""
 
 

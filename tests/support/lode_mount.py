@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.support.server import LODE, ROOT, clean_environment
 
-STOP_S = 60.0
+STOP_S = 120.0
 
 
 @contextmanager

@@ -23,8 +23,8 @@ from tests.support.server import ROOT, clean_environment
 
 T = TypeVar("T")
 
-START_S = 60.0
-STOP_S = 60.0
+START_S = 120.0
+STOP_S = 120.0
 
 
 class Mount:

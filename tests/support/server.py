@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LODE = (sys.executable, "-m", "cli.main")
 
 START_S = 120.0
-STOP_S = 60.0
+STOP_S = 120.0
 
 
 class Server:
