@@ -15,6 +15,8 @@ class FileHandle(Protocol):
     """One ``open`` of a file. Raises what ``fs.errors`` knows."""
 
     node: Node
+    dropping: bool
+    """It is counted in ``node.dropping``."""
 
     async def read(self, offset: int, size: int) -> Readable:
         """Return ``size`` bytes, fewer only at the end; valid until the next await."""

@@ -52,8 +52,10 @@ class Node:
         "bucket",
         "bucket_id",
         "cached",
+        "changed",
         "data_id",
         "draft",
+        "dropping",
         "handles",
         "inode",
         "key",
@@ -91,6 +93,12 @@ class Node:
         self.pristine = True
         """Never opened, and of one version only: the kernel has none of its pages and waits for
         none, and the size that it knows is that version's."""
+        self.changed = False
+        """The kernel may know the size of another version than that for which it stands; who
+        opens the file sees to it."""
+        self.dropping = 0
+        """Open files whose ``open`` told the kernel to forget its pages, which it may not have
+        done yet: nothing was heard of them since."""
         self.draft: Draft | None = None
         """What this mount writes to the file (``fs.writing``)."""
         self.unlinked = False
@@ -106,6 +114,7 @@ class Node:
         """Let the inode be that of a version of its path from now on."""
         if self.data_id and self.data_id != data_id:
             self.pristine = False
+            self.changed = True
         self.data_id = data_id
 
     @property

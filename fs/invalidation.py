@@ -33,6 +33,9 @@ class EntryNotice(NamedTuple):
 class InodeNotice(NamedTuple):
     inode: int
     attributes_only: bool
+    changed: Node | None = None
+    """Who opens this node before the kernel has the notice makes it superfluous, and harmful: the
+    kernel drops the answer to a GETATTR that such a notice overtakes, and goes by the old size."""
 
 
 class Invalidation:
@@ -141,7 +144,7 @@ class Invalidation:
             if path.record is not None and not node.handles:
                 node.stand_for(path.record.data_id)
                 node.cached = b""
-                notices[InodeNotice(node.inode, False)] = None
+                notices[InodeNotice(node.inode, False, node)] = None
                 return
             view.table.detach(node)
         parent = view.known_directory(record.bucket_id, prefix)
@@ -192,6 +195,8 @@ def _notify(notices: list[EntryNotice | InodeNotice]) -> None:
             match notice:
                 case EntryNotice(parent, name):
                     pyfuse3.invalidate_entry(parent, name)
+                case InodeNotice(changed=node) if node is not None and not node.changed:
+                    continue
                 case InodeNotice(inode, attributes_only):
                     pyfuse3.invalidate_inode(inode, attributes_only)
         except OSError:

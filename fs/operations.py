@@ -5,6 +5,7 @@ Every handler passes ``Guard`` (``wrap.py``), so handlers raise whatever says be
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat as modes
@@ -252,10 +253,25 @@ class Operations(pyfuse3.Operations):
             handle, keep_cache = await self._reading.open(node, may_push=not past_the_cache)
         else:
             handle, keep_cache = await self.writing.open(node, flags)
+        if node.changed:
+            node.changed = False
+            _doubt_attributes(node)
+        # Another open may have its answer, and the kernel the older pages yet.
+        if not keep_cache or node.dropping:
+            keep_cache, handle.dropping = False, True
+            node.dropping += 1
         return FileInfo(fh=self._files.add(handle), keep_cache=keep_cache)
 
-    def _read_now(self, fh: int, off: int, size: int) -> bytes | None:
+    def _open_file(self, fh: int) -> FileHandle:
+        """Return the handle of a request that uses it: the kernel is done with opening it."""
         handle = self._files.get(fh)
+        if handle.dropping:
+            handle.dropping = False
+            handle.node.dropping -= 1
+        return handle
+
+    def _read_now(self, fh: int, off: int, size: int) -> bytes | None:
+        handle = self._open_file(fh)
         if handle.node.draft is None and isinstance(handle, ReadHandle):
             answer = handle.read_now(off, size)
             if answer is not None:
@@ -264,7 +280,7 @@ class Operations(pyfuse3.Operations):
         return None
 
     async def read(self, fh: int, off: int, size: int) -> bytes:
-        handle = self._files.get(fh)
+        handle = self._open_file(fh)
         # All descriptors of a file see what is written to it, as they share the page cache.
         draft = handle.node.draft
         answer = await (handle if draft is None else draft).read(off, size)
@@ -272,7 +288,7 @@ class Operations(pyfuse3.Operations):
         return answer  # type: ignore[return-value]
 
     async def write(self, fh: int, off: int, buf: bytes) -> int:
-        count = await self._files.get(fh).write(off, buf)
+        count = await self._open_file(fh).write(off, buf)
         self._view.tally.written_bytes += count
         return count
 
@@ -280,19 +296,19 @@ class Operations(pyfuse3.Operations):
         if not self._view.options.writable:
             # The kernel asks no more at any close, as there is nothing to commit.
             raise Refused(errno.ENOSYS)
-        await self._files.get(fh).flush()
+        await self._open_file(fh).flush()
 
     def _flushes_at_once(self, fh: int) -> bool:
         return isinstance(self._files.get(fh), ReadHandle)
 
     async def fsync(self, fh: int, datasync: bool) -> None:
-        await self._files.get(fh).fsync()
+        await self._open_file(fh).fsync()
 
     async def release(self, fh: int) -> None:
-        handle = self._files.remove(fh)
-        if handle is not None:
-            await handle.aclose()
-            await self.writing.left(handle.node)
+        handle = self._open_file(fh)
+        self._files.remove(fh)
+        await handle.aclose()
+        await self.writing.left(handle.node)
 
     def _closes_at_once(self, fh: int) -> bool:
         handle = self._files.get(fh)
@@ -413,3 +429,13 @@ class Operations(pyfuse3.Operations):
 
     async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
         await self.xattrs.remove(self._table.get(inode), name)
+
+
+def _doubt_attributes(node: Node) -> None:
+    """Let the kernel ask for a node's attributes before it uses them again: by another version's
+    size it would cut the file, or show zeros behind its end.
+
+    This takes no lock of the kernel's whose holder could be waiting for this process.
+    """
+    with contextlib.suppress(OSError):
+        pyfuse3.invalidate_inode(node.inode, attr_only=True)

@@ -103,11 +103,13 @@ class ReadHandle:
         "_run",
         "_size",
         "_stream",
+        "dropping",
         "node",
     )
 
     def __init__(self, owner: Reading, node: Node, opened: OpenedObject) -> None:
         self.node = node
+        self.dropping = False
         self._owner = owner
         self._opened = opened
         self._inline = None if opened.inline is None else memoryview(opened.inline)
@@ -296,7 +298,8 @@ class Reading:
         if opened.inline and may_push and node.pristine and node.data_id == record.data_id:
             self._push(node, opened.inline)
             keep_cache = True
-        node.data_id = node.cached = record.data_id
+        node.stand_for(record.data_id)
+        node.cached = record.data_id
         if node.open_stat is None:
             node.open_stat = self._view.attributes.of_file(record)
         self._view.table.opened(node)

@@ -44,11 +44,12 @@ class Owner(NamedTuple):
 class WriteHandle:
     """One descriptor of a file that has a draft; also one that is open for reading only."""
 
-    __slots__ = ("_append", "_draft", "_writing", "node", "writable")
+    __slots__ = ("_append", "_draft", "_writing", "dropping", "node", "writable")
 
     def __init__(self, writing: Writing, node: Node, draft: Draft, flags: int) -> None:
         self._writing = writing
         self.node = node
+        self.dropping = False
         self._draft = draft
         self._append = bool(flags & os.O_APPEND)
         self.writable = flags & os.O_ACCMODE != os.O_RDONLY
@@ -148,7 +149,7 @@ class Writing:
             tags=record.tags,
             storage_class=record.storage_class,
         )
-        node.data_id = record.data_id
+        node.stand_for(record.data_id)
         stat = self._view.attributes.of_file(record)
         draft = Draft(self._shop, node, stat=stat, attributes=attributes, base=opened)
         node.draft = draft

@@ -7,6 +7,7 @@ import errno
 import mmap
 import os
 import random
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,6 +22,9 @@ from tests.support.engine import pattern, put
 from tests.support.mounts import Mount, ask, mounted, prepare
 
 INLINE_MAX = 64 * 1024
+SEEN_S = 30.0
+"""Far longer than changes take to be seen."""
+
 SIZES = (1, 100, 4095, 4096, 4097, 8192, INLINE_MAX - 1, INLINE_MAX)
 
 
@@ -116,25 +120,31 @@ def listed(data: Path, tmp_path: Path) -> Iterator[tuple[Path, Mount]]:
     assert mount.troubles == []
 
 
-async def test_a_version_that_came_after_the_listing_is_read_whole_or_not_yet_to_its_end(
+async def test_a_version_that_came_after_the_listing_never_mixes_with_another(
     listed: tuple[Path, Mount],
 ) -> None:
-    """The kernel may still go by the size that was listed; bytes of two versions never mix."""
+    """The kernel goes by the size that was listed until it is told, which a GETATTR that is
+    answered at that moment may delay."""
     data, mount = listed
     choice = random.Random(0)
     sizes = [0, 1, 100, 4095, 4096, 4097, 5000, 8192, 12_000]
+    contents = {}
     async with open_engine(StoreConfig(data=data, services=False)) as engine:
-        for number in range(60):
+        for number in range(100):
             key = f"{number:03}"
             old, new = (choice.randbytes(choice.choice(sizes)) for _ in range(2))
             await put(engine, "bucket", key, old)
             assert os.stat(mount.path / key).st_size == len(old)
             await put(engine, "bucket", key, new)
-            # The mount finds the new version; how it came to be known does not matter.
+            # Whether the mount was told before it is asked is left to chance.
             with (mount.path / key).open("rb", buffering=0) as file:
                 found = file.read(20_000)
-            assert found == new[: len(found)]
-            assert len(found) in (len(new), min(len(old), len(new)))
+            assert found == new.ljust(len(old), b"\0")[: len(found)]
+            assert len(found) in (len(new), len(old))
+            contents[key] = new
+    deadline = time.monotonic() + SEEN_S
+    while read_all(mount.path) != contents:
+        assert time.monotonic() < deadline
 
 
 def test_many_at_once_read_what_is_replaced_all_the_time(data: Path, tmp_path: Path) -> None:
@@ -162,18 +172,20 @@ def test_many_at_once_read_what_is_replaced_all_the_time(data: Path, tmp_path: P
                     file = (mount.path / str(choice.randrange(keys))).open("rb", buffering=0)
                 except OSError as error:
                     # Replaced twice between the kernel's two looks at the name.
-                    assert error.errno == errno.ESTALE
+                    if error.errno != errno.ESTALE:
+                        raise
                     continue
                 with file:
                     found = file.read()
+                    again = found
                     if choice.random() < 0.3:
                         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
                         again = os.pread(file.fileno(), 30_000, 0)
-                        assert set(again) | set(found) <= {again[0]}
                     elif found and choice.random() < 0.3:
                         with mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
-                            assert mapped[0] == found[0]
-                    assert len(set(found)) <= 1
+                            again = mapped[:1]
+                    # Zeros: behind the end, should the kernel be told of the size just now.
+                    assert len((set(found) | set(again)) - {0}) <= 1
 
         replacing = pool.submit(ask, data, replace)
         for reading in [pool.submit(read, seed) for seed in range(8)]:
