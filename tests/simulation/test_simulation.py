@@ -48,7 +48,7 @@ def test_seeds_that_once_failed_stay_good() -> None:
 
 
 def test_simulated_lives_are_good() -> None:
-    assert_good(simulation("--count", "2000", "--seconds", "14", "--failures", "1"))
+    assert_good(simulation("--count", "600", "--seconds", "14", "--failures", "1"))
 
 
 def test_a_seed_is_one_life_whatever_the_process() -> None:

@@ -49,6 +49,8 @@ CONSTANTS: dict[str, object] = {
     "engine.opening.COLLECT_EVERY_S": 5.0,
     "engine.services.scrub.LOOK_AGAIN_S": 8.0,
     "engine.services.collector.VISIBLE_MS_MAX": VISIBLE_MS_MAX,
+    # 600 s beside an interval of 30 s: short here as the interval is.
+    "engine.services.upkeep.PATIENCE_S": 60.0,
     "engine.completion.PART_SIZE_MIN": 1,
     # So that objects of a few hundred bytes are read and written in several batches.
     "engine.data.reader.FIRST_BATCH_SIZE": 256,
