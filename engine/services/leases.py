@@ -14,9 +14,7 @@ from engine.meta.kv import ReadTransaction, Transaction
 from engine.meta.records import FORMAT, LeaseRecord, decode_lease, encode
 from engine.store import Store
 
-LEASE_S = 10.0
-"""So long after kill -9 of whoever has a lease its service stands still. It is renewed three times
-as often; who was held up for longer finds it lost, and ends its round."""
+LEASE_S = 30.0
 RELEASE_S_MAX = 2.0
 READ_ONLY_S = 2.0
 """How soon to try again when the store may not be changed."""
