@@ -102,9 +102,11 @@ class Upkeep:
         made = await repair_queue(self._store, rate=self._repair_rate, since_ms=since_ms)
         left = await count_queue(self._store, since_ms)
         if again:
+            # Members that came or went are news: one that returned may be avoided for a while yet.
+            news = made or generation != self._tried_generation
             self._tried_generation = generation
             grown = min(self._patience_s * 2, PATIENCE_S)
-            self._patience_s = grown if left and not made else self._interval_s
+            self._patience_s = grown if left and not news else self._interval_s
             self._try_all_at = trio.current_time() + self._patience_s
         elif left:
             self._try_all_at = min(self._try_all_at, now + self._interval_s)
