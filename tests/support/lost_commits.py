@@ -150,6 +150,7 @@ def losing(loss: Loss, location: FdbLocation, fate: Fate) -> Iterator[LostCommit
         # On a machine that does a dozen other things.
         patient = partial(FdbOptions, timeout_s=120.0, open_s_max=120.0)
         monkeypatch.setattr("engine.meta.fdb.FdbOptions", patient)
+        monkeypatch.setattr("engine.meta.fdb._DEADLINE_PART", 100.0)
         # What happens by itself after a while, on a slow machine perhaps in the middle of a run.
         monkeypatch.setattr("engine.sessions.RENEW_S_MAX", 1e6)
         monkeypatch.setattr("engine.services.progress.SAVE_EVERY_S", 1e6)
