@@ -59,7 +59,7 @@ class Watched:
 
 async def until(condition: Callable[[], bool]) -> None:
     with trio.fail_after(30):
-        while not condition():
+        while not condition():  # noqa: ASYNC110  threads change it
             await trio.lowlevel.checkpoint()
 
 
