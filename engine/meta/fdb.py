@@ -89,16 +89,20 @@ async def open_fdb(
             await wakeups.run()
 
     failure: BaseException | None = None
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(wake_forever)
-        try:
-            await database.connect(location)
-            yield database
-        except BaseException as error:  # noqa: BLE001, ASYNC103  raised below, bare
-            failure = error
-        finally:
-            await database.aclose()
-            answers.cancel()
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wake_forever)
+            try:
+                await database.connect(location)
+                yield database
+            except BaseException as error:  # noqa: BLE001, ASYNC103  raised below, bare
+                failure = error
+            finally:
+                await database.aclose()
+                answers.cancel()
+    finally:
+        # Not before that task has ended: where all futures were ready at once it begins only now.
+        wakeups.close()
     if failure is not None:
         raise failure
 
@@ -429,7 +433,7 @@ class FdbDatabase:
                 self._wakeups.cancel_all()
                 with trio.move_on_after(_CANCEL_AGAIN_S):
                     await self._idle.wait()
-            await self._wakeups.aclose()
+            await self._wakeups.settle()
             self._library.destroy_database(self._pointer)
         self._closed.set()
 

@@ -107,16 +107,12 @@ class Wakeups:
                 self._library.cancel(future)
 
     async def settle(self) -> None:
-        """Wait until every future has answered."""
+        """Wait until every future has answered; ``run`` must still be running."""
         while self._count:
             self._idle = trio.Event()
             await self._idle.wait()
 
-    async def aclose(self) -> None:
-        """Wait until every future has answered, and close the pipe. Nobody waits any more.
-
-        ``run`` must still be running; it is cancelled after.
-        """
-        await self.settle()
+    def close(self) -> None:
+        """Close the pipe: after ``settle``, and when ``run`` has ended."""
         self._close_stream()
         os.close(self._read_fd)

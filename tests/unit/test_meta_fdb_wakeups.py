@@ -73,9 +73,10 @@ async def running() -> AsyncIterator[Running]:
     async with trio.open_nursery() as nursery:
         running = Running(nursery)
         yield running
-        with trio.fail_after(5):
-            await running.wakeups.aclose()
+        with trio.fail_after(60):
+            await running.wakeups.settle()
         nursery.cancel_scope.cancel()
+    running.wakeups.close()
 
 
 async def finish(running: Running, *futures: int) -> None:
