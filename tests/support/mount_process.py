@@ -26,7 +26,7 @@ from fs.options import MountOptions
 from tests.support.slow_nodes import SlowNode, slow_down
 
 
-async def wait_forever(*_: object) -> Any:
+async def wait_forever(*_: object, **__: object) -> Any:
     structlog.get_logger().info("stuck")
     await trio.sleep_forever()
 
