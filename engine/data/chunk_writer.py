@@ -262,6 +262,14 @@ class ChunkWriter:
             self._open[index] = _Fragment(node, None, writer)
 
     async def _open_mixed(self) -> None:
+        await self._open_untried()
+        if len(self._open) < self._required and self._unopened:
+            tried = {node_id for node_id, _ in self._failures}
+            tried.update(fragment.node.node_id for fragment in self._open.values())
+            self._untried = self._context.pool.last_resort(tried)
+            await self._open_untried()
+
+    async def _open_untried(self) -> None:
         while pairs := self._next_round():
             local = [pair for pair in pairs if pair[1].blocking is not None]
             async with trio.open_nursery() as nursery:

@@ -199,6 +199,19 @@ class NodePool:
             nodes += [node for node_id, (node, _) in fit.items() if node_id not in chosen]
         return nodes if len(nodes) >= least else nodes + draining + doubtful
 
+    def last_resort(self, tried: Collection[NodeId]) -> list[Node]:
+        """Return the nodes that ``place`` leaves out while there are enough others, but those in
+        ``tried``: for a write that fails for sure without them. One that was restarted is often
+        back long before it is believed again."""
+        return [
+            slot.node
+            for node_id, slot in self._slots.items()
+            if slot.node is not None
+            and node_id not in tried
+            and slot.health not in _GONE
+            and slot.state != "removed"
+        ]
+
     def spare(self, chunk_id: ChunkId, taken: Collection[NodeId]) -> list[NodeId]:
         """Return the known nodes outside ``taken``, best first: for fragments that could not be
         written and are to be rebuilt there later.

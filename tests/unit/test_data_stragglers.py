@@ -38,6 +38,18 @@ async def test_a_write_goes_on_without_a_node_that_does_not_answer(
         assert trio.current_time() - started <= 1.0, "it is suspect now, and not tried"
 
 
+async def test_nodes_in_doubt_are_tried_before_a_write_is_refused() -> None:
+    async with open_cluster(remote=range(6)) as cluster:
+        in_doubt, gone = cluster.nodes[0], cluster.nodes[1]
+        in_doubt.memory.down = True
+        await cluster.put(CONTENT)
+        in_doubt.memory.down, gone.memory.down = False, True
+        staged = await cluster.put(CONTENT)
+        assert await cluster.get(staged) == CONTENT
+        assert in_doubt.memory.fragments
+        assert staged.incomplete
+
+
 async def test_a_node_that_hangs_at_the_commit_is_given_up_too(patient_clock: MockClock) -> None:
     async with open_cluster(remote=range(6)) as cluster:
         cluster.nodes[2].commit_delay_s = 3600.0
