@@ -111,7 +111,7 @@ class Volume:
         self._synced_to = end
         self._lowest_end = end
         self._lock = threading.Lock()
-        self._outstanding: dict[int, None] = {}
+        self._outstanding: dict[int, Extent] = {}
         self._queue: list[Pending] = []
         self._syncing = False
         self._sealed = False
@@ -147,8 +147,8 @@ class Volume:
             except OSError as error:
                 self._raise(error)
             self._end = offset + size
-            self._outstanding[offset] = None
-        return Extent(offset, size, header)
+            extent = self._outstanding[offset] = Extent(offset, size, header)
+        return extent
 
     def extend(self, extent: Extent) -> bool:
         """Give the extent its blocks on the disk now, so that writing to it changes nothing but
@@ -258,7 +258,8 @@ class Volume:
     def _lead(self) -> None:
         with self._lock:
             group, self._queue = self._queue, []
-            reached = self._lowest_end = self._end
+            reached = self._unfinished()
+            self._lowest_end = self._end
         error: NodeError | None = NodeDown("the sync was interrupted")
         try:
             error = self._sync()
@@ -325,6 +326,12 @@ class Volume:
             for offset in done:
                 self._outstanding.pop(offset, None)
         return None
+
+    def _unfinished(self) -> int:
+        """Return where the first extent begins that is still written to: a sync that begins now
+        says nothing of what comes to it later."""
+        unfinished = [offset for offset, e in self._outstanding.items() if not e.whole]
+        return min(unfinished, default=self._end)
 
     def _finished(self, done: set[int]) -> int:
         """Return where the first extent begins that is neither finished nor in ``done``."""

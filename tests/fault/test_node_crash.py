@@ -69,7 +69,19 @@ class Scenario:
                 writers[number].commit()
                 self.log.mark(("put", number))
 
+    def overtake(self, number: int, *others: int) -> None:
+        """One writer is half done while others commit behind it, and sync."""
+        data = payload(number)
+        writer = self.drive.open_writer(fragment(number), len(data))
+        writer.write([data[:4_000]])
+        for other in others:
+            self.put(other)
+        writer.write([data[4_000:]])
+        writer.commit()
+        self.log.mark(("put", number))
+
     def run(self) -> None:
+        self.overtake(12, 24, 25)
         for number in range(6):
             self.put(number)
         self.put(6, size_max=10_000)
