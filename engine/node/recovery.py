@@ -250,15 +250,20 @@ class Recovery:
             self._disk.fdatasync(fd)
 
     def _check_size(self, reader: VolumeReader, tail: _Tail) -> None:
-        """Report needles behind the end of a file that is shorter than the index says."""
-        if align(reader.size) >= tail.end:
+        """Report a file that is shorter than the index says.
+
+        What is left of it was entered once. It is not walked again: that would bring back needles
+        whose tombstones are in other volumes.
+        """
+        number, end = tail.row.number, align(reader.size)
+        if end >= tail.end:
             return
-        tail.end = FILE_HEADER_SIZE
-        for _, offset, size in self._index.needles_in(tail.row.number):
-            if offset + NEEDLE_OVERHEAD + size > reader.size:
-                tail.damage.append(Damage(tail.row.number, offset, extent_size(size), "cut off"))
-            else:
-                tail.end = max(tail.end, offset + extent_size(size))
+        tail.damage = [
+            Damage(number, offset, extent_size(size), "cut off")
+            for _, offset, size in self._index.needles_in(number)
+            if offset + NEEDLE_OVERHEAD + size > reader.size
+        ] or [Damage(number, end, tail.end - end, "cut off")]
+        tail.end = end
 
     def _accept(self, reader: VolumeReader, tail: _Tail, found: Found) -> None:
         header, commit = found.header, found.commit

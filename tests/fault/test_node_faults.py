@@ -10,6 +10,7 @@ import pytest
 
 from engine.node.contract import FragmentDamaged, NodeDown, NodeFull
 from engine.node.drive import Drive
+from engine.node.index import READ_ONLY
 from tests.support.disk import Fault, FaultDisk
 from tests.support.drives import (
     check_sums,
@@ -230,6 +231,27 @@ def test_volume_that_ends_within_a_fragment_is_damage(tmp_path: Path) -> None:
     drive.close()
     drive = reopen(tmp_path)
     assert [damage.what for damage in drive.report.damage] == ["cut off"]
+    drive.close()
+
+
+def test_volume_that_became_shorter_does_not_bring_deleted_fragments_back(tmp_path: Path) -> None:
+    drive, _ = faulty(tmp_path, volume_size=16 << 10)
+    for number in range(3):
+        put(drive, fragment(number), content(number, 4_000))
+    drive.delete([fragment(1), fragment(2)])
+    put(drive, fragment(3), content(3, 4_000))
+    drive.delete([fragment(3)])
+    assert len(list((tmp_path / "volumes").iterdir())) == 2
+    drive.close()
+    with (tmp_path / "volumes" / "00000001.vol").open("r+b") as file:
+        file.truncate(512 + 3 * 4_608 - 1_000)
+    drive = reopen(tmp_path, volume_size=16 << 10)
+    assert [damage.what for damage in drive.report.damage] == ["cut off"]
+    assert everything(drive) == {fragment(0): content(0, 4_000)}
+    put(drive, fragment(4), b"x")
+    assert drive.index.volumes()[1].state == READ_ONLY
+    assert everything(drive) == {fragment(0): content(0, 4_000), fragment(4): b"x"}
+    check_sums(drive)
     drive.close()
 
 
