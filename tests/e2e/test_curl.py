@@ -58,8 +58,9 @@ def test_a_body_of_unknown_length_is_stored_whole(presign: Any) -> None:
 
 def test_100_continue_is_not_sent_to_whom_may_not(presign: Any, tmp_path: Path) -> None:
     (tmp_path / "body").write_bytes(bytes(5 * MIB))
-    url = re.sub("Signature=.", "Signature=0", presign("put_object"))
-    url = url if "Signature=00" not in url else url.replace("Signature=0", "Signature=1")
+    url = re.sub(
+        "(?<=Signature=).", lambda digit: "1" if digit[0] == "0" else "0", presign("put_object")
+    )
     sent = run("curl", "-sSv", "-H", "Expect: 100-continue", "-T", tmp_path / "body", url)
     assert b"100 Continue" not in sent.stderr
     assert b"< HTTP/1.1 403 Forbidden" in sent.stderr

@@ -173,7 +173,9 @@ def test_nothing_acknowledged_is_lost_when_a_busy_server_is_killed(folder: Path)
             for writer in writers:
                 writer.result()
             s3.close()
-            assert server.troubles == []
+            # A supervisor that is the last to be killed may still see its workers die.
+            seen = {trouble["event"] for trouble in server.troubles}
+            assert seen <= {"worker died; starting another"}
     assert acknowledged > KILLS * 10
 
     with serving_coded(folder) as server:
