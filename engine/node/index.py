@@ -61,6 +61,11 @@ _GONE = (
     "INSERT OR IGNORE INTO gone SELECT ?1, ?2 FROM volume WHERE number = ?1 AND indexed_to <= ?2"
 )
 _PASSED = "DELETE FROM gone WHERE volume = ? AND offset < ?"
+_NUMBER = (
+    "INSERT INTO setting VALUES ('number', ?)"
+    " ON CONFLICT DO UPDATE SET value = max(value, excluded.value)"
+)
+"""Numbers of volumes are given out once: one that came back would be taken for the older one."""
 _COUNT = (
     "UPDATE volume SET needles = needles + ?2, live = live + ?3, dead = dead + ?4,"
     " tombstones = tombstones + ?5 WHERE number = ?1"
@@ -302,7 +307,7 @@ class Index:
         with self._lock, self._transaction() as connection:
             row = connection.execute("SELECT value FROM setting WHERE name = 'number'").fetchone()
             number: int = max(above, row[0] if row else 0) + 1
-            connection.execute("INSERT OR REPLACE INTO setting VALUES ('number', ?)", (number,))
+            connection.execute(_NUMBER, (number,))
         return number
 
     def finish(self, ends: Sequence[tuple[int, int, int]]) -> None:
@@ -353,8 +358,9 @@ class Index:
             connection.execute("UPDATE volume SET state = ? WHERE number = ?", (RETIRED, volume))
 
     def drop_volume(self, volume: int, *, with_needles: bool = False) -> None:
-        """Forget the volume; ``with_needles`` reads the whole index."""
+        """Forget the volume, but not its number; ``with_needles`` reads the whole index."""
         with self._lock, self._transaction() as connection:
+            connection.execute(_NUMBER, (volume,))
             connection.execute("DELETE FROM volume WHERE number = ?", (volume,))
             connection.execute("DELETE FROM gone WHERE volume = ?", (volume,))
             if with_needles:

@@ -128,13 +128,27 @@ class Recovery:
             self._index.drop_volume(row.number, with_needles=row.needles > 0)
 
     def _unlink_retired(self) -> None:
-        retired = [row.number for row in self._index.volumes().values() if row.state == RETIRED]
-        for number in retired:
-            unlink_if_there(self._disk, volume_path(self._folder, number))
+        retired = [row for row in self._index.volumes().values() if row.state == RETIRED]
+        for row in retired:
+            if self._is_still(row):
+                unlink_if_there(self._disk, volume_path(self._folder, row.number))
         if retired:
             self._disk.fsync_dir(os.path.dirname(volume_path(self._folder, 0)))
-        for number in retired:
-            self._index.drop_volume(number)
+        for row in retired:
+            self._index.drop_volume(row.number)
+
+    def _is_still(self, row: VolumeRow) -> bool:
+        """Return whether the volume's file is the one that the row is about, or of no volume."""
+        try:
+            with self._opened(row.number) as fd:
+                reader = VolumeReader(self._disk, fd)
+                identity = reader.identity()
+                uuid = identity[1] if identity is not None else _uuid_within(reader)
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True  # what cannot be read any more was not needed anyway
+        return uuid is None or uuid == row.uuid
 
     def _take(self, number: int, row: VolumeRow | None) -> bool:
         """Make sure of a volume's row; False when there is nothing to replay.
