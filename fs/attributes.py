@@ -22,7 +22,8 @@ BLKSIZE = 1 << 20
 """What programs should read and write at once."""
 
 _NS = 1_000_000_000
-_TIME_NS_MAX = 1 << 62
+_TIME_NS_MAX = _NS << 40
+"""Some 34,000 years: further than any clock, and within what the kernel takes."""
 
 
 class Stat(NamedTuple):
@@ -110,6 +111,11 @@ def parse_time(text: str, default_ns: int) -> int:
             return default_ns
         nanoseconds = int(seconds * _NS)
     return nanoseconds if abs(nanoseconds) < _TIME_NS_MAX else default_ns
+
+
+def kept_time(nanoseconds: int) -> int:
+    """Return the time that can be kept next to the one wanted."""
+    return max(1 - _TIME_NS_MAX, min(nanoseconds, _TIME_NS_MAX - 1))
 
 
 def format_time(nanoseconds: int) -> str:

@@ -33,7 +33,7 @@ from engine.errors import (
 )
 from engine.meta.records import Checksum
 from engine.opened import OpenedObject
-from engine.types import Attributes, Conditions, Digests, ObjectInfo
+from engine.types import Attributes, Conditions, Digests, ObjectInfo, Pairs
 from fs.attributes import Stat, format_mode, format_time
 from fs.errors import Refused
 from fs.handles import Readable
@@ -297,13 +297,29 @@ class Draft:
                     conditions=Conditions(if_match_data_id=self.base_id),
                 )
             self._metadata.update(changes)
-            stat = stat._replace(
-                mode=stat.mode if mode is None else modes.S_IFMT(stat.mode) | mode & 0o7777,
-                mtime_ns=stat.mtime_ns if mtime_ns is None else mtime_ns,
-                uid=stat.uid if uid is None else uid,
-                gid=stat.gid if gid is None else gid,
-            )
-            self._show(stat)
+            self._show(changed_stat(stat, mode, mtime_ns, uid, gid))
+
+    @property
+    def metadata(self) -> Pairs:
+        """The user metadata, as the next commit will keep it."""
+        return list(self._metadata.items())
+
+    async def set_metadata(self, change: Callable[[Pairs], Pairs]) -> None:
+        """Change user metadata, with the next commit or at once as ``set_attributes`` does.
+
+        ``change`` is pure. Raises what it raises: then nothing is changed.
+        """
+        async with self.lock:
+            self._check()
+            changed = dict(change(self.metadata))
+            if not self.dirty and not self.unlinked:
+                await self._shop.engine.set_metadata(
+                    self._node.bucket,
+                    self._node.key,
+                    change,
+                    conditions=Conditions(if_match_data_id=self.base_id),
+                )
+            self._metadata = changed
 
     # Committing
 
@@ -446,6 +462,18 @@ def attribute_changes(
     if gid is not None:
         changes["gid"] = str(gid)
     return changes
+
+
+def changed_stat(
+    stat: Stat, mode: int | None, mtime_ns: int | None, uid: int | None, gid: int | None
+) -> Stat:
+    """Return ``stat`` with what is given; its file type stays."""
+    return stat._replace(
+        mode=stat.mode if mode is None else modes.S_IFMT(stat.mode) | mode & 0o7777,
+        mtime_ns=stat.mtime_ns if mtime_ns is None else mtime_ns,
+        uid=stat.uid if uid is None else uid,
+        gid=stat.gid if gid is None else gid,
+    )
 
 
 def _keep_checksum(digests: Digests) -> list[Checksum]:

@@ -119,7 +119,7 @@ class Namespace:
     async def _keep_directory(self, node: Node) -> None:
         """Let a directory stay that the last file in it kept there. What fails here fails
         nobody: the file is gone."""
-        if node is self._view.table.root or not node.key or node.base != len(node.key):
+        if node.unlinked or not node.key or node.base != len(node.key):
             return
         try:
             page = await self._view.paths.page(node.bucket, node.key, "", 1)

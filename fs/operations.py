@@ -16,7 +16,7 @@ import pyfuse3
 import trio
 from pyfuse3 import EntryAttributes, FileInfo, RequestContext, SetattrFields, StatvfsData
 
-from fs.attributes import Stat, fill
+from fs.attributes import Stat, fill, kept_time
 from fs.directory import Directories, DirectoryHandle
 from fs.errors import Refused
 from fs.handles import FileHandle, Handles
@@ -332,7 +332,7 @@ class Operations(pyfuse3.Operations):
             await self.writing.truncate(node, attr.st_size)
         changes = {
             "mode": attr.st_mode if fields.update_mode else None,
-            "mtime_ns": attr.st_mtime_ns
+            "mtime_ns": kept_time(attr.st_mtime_ns)
             if fields.update_mtime and not fields.update_size
             else None,
             "uid": attr.st_uid if fields.update_uid else None,

@@ -226,6 +226,9 @@ class View:
 
     async def _describe_directory(self, node: Node) -> Found:
         prefix = node.key
+        if node.unlinked:
+            # Somebody has it open, or works in it.
+            return Found(node, self.attributes.of_directory(None, self.started_ms), None)
         if not prefix or node.base != len(prefix):
             bucket = await self.engine.bucket(node.bucket)
             return Found(node, self.attributes.of_directory(None, bucket.created_ms), None)
@@ -238,6 +241,8 @@ class View:
     async def _describe_file(self, node: Node) -> Found:
         if node.open_stat is not None:
             return Found(node, node.open_stat, None)
+        if node.unlinked:
+            raise Refused(errno.ENOENT)
         path = await self.paths.find(node.bucket, node.key)
         if path.record is None:
             raise Refused(errno.ENOENT)

@@ -19,9 +19,9 @@ import trio
 from engine.errors import NoSuchKey, PreconditionFailed
 from engine.meta.records import Checksum
 from engine.opened import OpenedObject
-from engine.types import Attributes, Conditions, Digests, ObjectInfo
+from engine.types import NO_CONDITIONS, Attributes, Conditions, Digests, ObjectInfo
 from fs.attributes import Stat, format_time
-from fs.draft import CHECKSUM, Draft, Workshop, attribute_changes
+from fs.draft import CHECKSUM, Draft, Workshop, attribute_changes, changed_stat
 from fs.errors import Refused
 from fs.handles import Readable
 from fs.inodes import Kind, Node
@@ -327,10 +327,18 @@ class Writing:
         if node.draft is not None:
             await node.draft.set_attributes(mode=mode, mtime_ns=mtime_ns, uid=uid, gid=gid)
             return
+        if node.unlinked:
+            # What has its name now, if anything, is not meant.
+            if node.open_stat is not None:
+                node.open_stat = changed_stat(node.open_stat, mode, mtime_ns, uid, gid)
+            return
         if node.kind is Kind.FILE:
             found = await self._view.describe(node)
             changes = attribute_changes(modes.S_IFMT(found.stat.mode), mode, mtime_ns, uid, gid)
-            info = await self._change_metadata(node, changes)
+            # Somebody else may have replaced what is open here.
+            is_open = node.handles and node.data_id
+            conditions = Conditions(if_match_data_id=node.data_id) if is_open else NO_CONDITIONS
+            info = await self._change_metadata(node, changes, conditions)
             if node.open_stat is not None:
                 node.open_stat = self._view.attributes.of_file(info.record)
             return
@@ -343,13 +351,20 @@ class Writing:
         try:
             await self._change_metadata(node, changes)
         except NoSuchKey:
+            # No object stands for it yet; one that is gone does not come back.
+            await self._view.describe(node)
             metadata = {"mtime": format_time(time.time_ns()), **changes}
             attributes = Attributes(metadata=list(metadata.items()))
             await self.put_small(node.bucket, node.key, b"", attributes)
 
-    async def _change_metadata(self, node: Node, changes: dict[str, str]) -> ObjectInfo:
+    async def _change_metadata(
+        self, node: Node, changes: dict[str, str], conditions: Conditions = NO_CONDITIONS
+    ) -> ObjectInfo:
         return await self._view.engine.set_metadata(
-            node.bucket, node.key, lambda pairs: list({**dict(pairs), **changes}.items())
+            node.bucket,
+            node.key,
+            lambda pairs: list({**dict(pairs), **changes}.items()),
+            conditions=conditions,
         )
 
     async def _refuse_difference(

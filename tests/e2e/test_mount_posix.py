@@ -292,6 +292,47 @@ def test_a_replaced_open_file_lives_until_it_is_closed(place: Path) -> None:
     assert (place / "old").read_bytes() == b"new"
 
 
+@pytest.mark.parametrize("access", [READS, BOTH])
+@pytest.mark.parametrize("replaced", [False, True])
+def test_attributes_of_an_open_file_without_a_name_are_its_own(
+    place: Path, access: int, replaced: bool
+) -> None:
+    path, other = place / "file", place / "other"
+    path.write_bytes(b"old")
+    descriptor = os.open(path, access)
+    if replaced:
+        other.write_bytes(b"new")
+        other.rename(path)
+    else:
+        path.unlink()
+        path.write_bytes(b"new")
+    os.fchmod(descriptor, 0o600)
+    os.fchown(descriptor, 12, 34)
+    os.utime(descriptor, ns=(5, 5))
+    found = os.fstat(descriptor)
+    assert (found.st_mode, found.st_uid, found.st_gid) == (stat.S_IFREG | 0o600, 12, 34)
+    assert (found.st_mtime_ns, found.st_size, found.st_nlink) == (5, 3, 0)
+    os.close(descriptor)
+    shown = path.stat()
+    assert (shown.st_mode, shown.st_uid, shown.st_gid) == (stat.S_IFREG | 0o644, 0, 0)
+    assert shown.st_mtime_ns > 5
+    assert path.read_bytes() == b"new"
+
+
+def test_a_removed_directory_that_is_open_is_empty_and_does_not_come_back(place: Path) -> None:
+    (place / "dir").mkdir()
+    descriptor = os.open(place / "dir", os.O_RDONLY | os.O_DIRECTORY)
+    os.rmdir(place / "dir")
+    assert os.fstat(descriptor).st_nlink == 0
+    assert os.listdir(descriptor) == []
+    os.fchmod(descriptor, 0o700)
+    os.utime(descriptor, ns=(5, 5))
+    with pytest.raises(FileNotFoundError):
+        os.open("file", os.O_CREAT | os.O_WRONLY, dir_fd=descriptor)
+    os.close(descriptor)
+    assert os.listdir(place) == []
+
+
 @pytest.mark.parametrize("size", [0, 1, 1000, 300_000, 2_000_000])
 @pytest.mark.parametrize("target", [0, 1, 999, 262_144, 3_000_000])
 def test_truncate(place: Path, size: int, target: int) -> None:
@@ -334,6 +375,8 @@ def test_mode_owner_and_times_are_kept(place: Path) -> None:
     found = path.stat()
     assert (stat.S_IMODE(found.st_mode) & 0o777, found.st_uid, found.st_gid) == (0o751, 1234, 5678)
     assert found.st_mtime_ns == -1_500_000_001
+    os.utime(path, ns=(5, 32_503_680_000_000_000_007))  # in the year 3000
+    assert path.stat().st_mtime_ns == 32_503_680_000_000_000_007
     (place / "dir").mkdir()
     os.chmod(place / "dir", 0o700)
     os.utime(place / "dir", ns=(5, 7))

@@ -319,6 +319,11 @@ async def test_a_prefix_is_a_mount_of_its_own(engine: Engine, folder: Path) -> N
         assert not (mount.path / "y").exists()
         await put(engine, "bucket", "pre/y", b"y")
         assert await seen(has(mount.path / "y", b"y"))
+        (mount.path / "y").unlink()
+        (mount.path / "fix/x").unlink()
+        (mount.path / "fix").rmdir()
+        page = await engine.list_objects("bucket", prefix="pre")
+        assert [entry.key for entry in page.objects] == ["pre/"], "the last goes, the folder stays"
     assert mount.troubles == []
 
 

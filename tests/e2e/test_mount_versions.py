@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.engine import Engine
-from tests.support.mounts import Mount, ask, mounted, prepare
+from tests.support.mounts import Mount, mounted, prepare
 
 
 def moment() -> int:
@@ -98,40 +97,3 @@ def test_the_past_can_be_mounted(tmp_path: Path) -> None:
         assert failed.value.errno == errno.EROFS
         assert past.stop() == 0
         assert past.troubles == []
-
-
-def test_extended_attributes_show_what_s3_knows(tmp_path: Path) -> None:
-    data = tmp_path / "store"
-    with mounted(data, tmp_path / "mnt", xattr=True) as mount:
-        file = mount.path / "file.txt"
-        file.write_bytes(b"x")
-        names = os.listxattr(file)
-        assert {"user.s3.etag", "user.s3.content-type", "user.s3.checksum.crc64nvme"} <= set(names)
-        assert os.getxattr(file, "user.s3.content-type") == b"text/plain"
-        os.setxattr(file, "user.s3.metadata.colour", b"red")
-        assert os.getxattr(file, "user.s3.metadata.colour") == b"red"
-
-        async def question(engine: Engine) -> dict[str, str]:
-            return dict((await engine.head("bucket", "file.txt")).record.metadata)
-
-        assert ask(data, question)["colour"] == "red"
-        os.removexattr(file, "user.s3.metadata.colour")
-        with pytest.raises(OSError) as failed:
-            os.getxattr(file, "user.s3.metadata.colour")
-        assert failed.value.errno == errno.ENODATA
-        with pytest.raises(OSError) as failed:
-            os.setxattr(file, "user.s3.etag", b"x")
-        assert failed.value.errno == errno.ENOTSUP
-        with pytest.raises(OSError) as failed:
-            os.setxattr(file, "user.other", b"x")
-        assert failed.value.errno == errno.ENOTSUP
-        assert mount.stop() == 0
-        assert mount.troubles == []
-
-
-def test_extended_attributes_are_off_by_default(tmp_path: Path) -> None:
-    with mounted(tmp_path / "store", tmp_path / "mnt") as mount:
-        (mount.path / "file").write_bytes(b"x")
-        with pytest.raises(OSError) as failed:
-            os.getxattr(mount.path / "file", "user.s3.etag")
-        assert failed.value.errno == errno.ENOTSUP
