@@ -89,9 +89,7 @@ async def _delete_folder(request: DavRequest, found: Resource) -> list[Failure]:
         try:
             await request.engine.delete_bucket(target.bucket)
         except BucketNotEmpty:
-            raise DavError(
-                409, "the bucket keeps older versions of its objects, or has uploads under way"
-            ) from None
+            raise DavError(409, "the bucket keeps older versions of its objects") from None
     return failures
 
 

@@ -19,6 +19,7 @@ from engine.ids import BucketId
 from engine.meta import keyspace
 from engine.meta.kv import ReadTransaction, Transaction
 from engine.meta.records import FORMAT, BucketRecord, decode_bucket, encode
+from engine.multipart import drop_upload
 from engine.store import Store, bucket_info, get_bucket
 from engine.types import BucketInfo
 
@@ -33,6 +34,9 @@ _OF_BUCKET = (
 )
 """Subspaces of what goes with its bucket."""
 
+_UPLOADS_AT_ONCE = 1000
+"""Uploads that one transaction aborts: three small rows each."""
+
 
 def check_bucket_name(name: str) -> None:
     """Raises InvalidName unless the name follows S3's rules for new buckets.
@@ -43,8 +47,8 @@ def check_bucket_name(name: str) -> None:
         raise InvalidName(
             name, "3 to 63 characters a-z, 0-9, '-' and '.', a letter or digit at both ends"
         )
-    if ".." in name or ".-" in name or "-." in name:
-        raise InvalidName(name, "a '.' stands between letters or digits")
+    if ".." in name:
+        raise InvalidName(name, "no two '.' stand beside each other")
     if name.startswith(("xn--", "sthree-")) or name.endswith(("-s3alias", "--ol-s3")):
         raise InvalidName(name, "this prefix or suffix is reserved")
     try:
@@ -86,18 +90,32 @@ class Buckets:
         return await self._store.db.read(body)
 
     async def delete(self, name: str) -> None:
-        async def body(tr: Transaction) -> None:
+        store = self._store
+
+        async def body(tr: Transaction) -> bool:
+            """Return whether the bucket is gone; else more uploads are to be aborted first."""
             bucket = await get_bucket(tr, name)
-            for subspace in (keyspace.OBJECT, keyspace.VERSION, keyspace.UPLOAD):
+            for subspace in (keyspace.OBJECT, keyspace.VERSION):
                 prefix = subspace + bucket.bucket_id
                 if await tr.get_range(prefix, keyspace.after_prefix(prefix), limit=1):
                     raise BucketNotEmpty(name)
+            prefix = keyspace.UPLOAD + bucket.bucket_id
+            uploads = await tr.get_range(
+                prefix, keyspace.after_prefix(prefix), limit=_UPLOADS_AT_ONCE
+            )
+            for row_key, _ in uploads:
+                _, upload_id = keyspace.split_upload(row_key)
+                drop_upload(store, tr, row_key, upload_id)
+            if len(uploads) == _UPLOADS_AT_ONCE:
+                return False
             tr.clear(keyspace.bucket(name))
             for subspace in _OF_BUCKET:
                 prefix = subspace + bucket.bucket_id
                 tr.clear_range(prefix, keyspace.after_prefix(prefix))
+            return True
 
-        await self._store.db.run(body)
+        while not await store.db.run(body):
+            pass
 
     async def _list_of(
         self, names: Iterable[str], prefix: str, after: str, limit: int

@@ -71,6 +71,13 @@ async def find_upload(
     return bucket, decode_upload(row)
 
 
+def drop_upload(store: Store, tr: Transaction, row_key: bytes, upload_id: UploadId) -> None:
+    """Abort the upload under ``row_key``; its parts become garbage."""
+    tr.clear(row_key)
+    tr.clear(keyspace.part_count(upload_id))
+    store.discard_upload(tr, upload_id)
+
+
 async def part_page(
     tr: ReadTransaction, upload_id: UploadId, after: int, limit: int
 ) -> tuple[list[PartInfo], bool]:
@@ -244,9 +251,8 @@ class Uploads:
 
         async def body(tr: Transaction) -> None:
             bucket, _ = await find_upload(tr, bucket_name, raw_key, upload_id)
-            tr.clear(keyspace.upload(bucket.bucket_id, raw_key, upload_id))
-            tr.clear(keyspace.part_count(upload_id))
-            store.discard_upload(tr, upload_id)
+            row_key = keyspace.upload(bucket.bucket_id, raw_key, upload_id)
+            drop_upload(store, tr, row_key, upload_id)
 
         await store.db.run(body)
 

@@ -7,7 +7,6 @@ here: whoever compares binds each to the store's own.
 
 Where this store decides for itself, because AWS leaves it open or differs on purpose:
 
-* a bucket with multipart uploads under way is not empty;
 * a marker that lies within a common prefix does not hide that prefix, one that *is* it does;
 * a copy of the current ``null`` version onto itself keeps the ETag of a multipart object.
 """
@@ -104,7 +103,7 @@ class Model:
 
     def delete_bucket(self, bucket: str) -> None:
         found = self._bucket(bucket)
-        if found.keys or found.uploads:
+        if found.keys:
             raise Refused("BucketNotEmpty")
         del self.buckets[bucket]
 

@@ -15,6 +15,7 @@ from engine.errors import (
     InvalidArgument,
     InvalidPartOrder,
     InvalidRange,
+    NoSuchBucket,
     NoSuchUpload,
     PreconditionFailed,
 )
@@ -276,3 +277,25 @@ async def test_ranges_of_an_object_in_parts_of_every_class(tmp_path: Path) -> No
                         if first < end <= len(whole):
                             found = await read(opened, "bucket", "key", first=first, end=end)
                             assert found == whole[first:end]
+
+
+async def test_a_deleted_bucket_takes_all_its_uploads_along(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.buckets._UPLOADS_AT_ONCE", 3)
+    async with engine_in(tmp_path) as opened:
+        await opened.create_bucket("bucket", owner="owner")
+        for number in range(6):
+            info = await opened.create_upload("bucket", f"key{number}", attributes=Attributes())
+            await put_part(opened, "bucket", info.key, info.upload_id, 1, pattern(LARGE))
+        await opened.delete_bucket("bucket")
+        with pytest.raises(NoSuchBucket):
+            await opened.bucket("bucket")
+        await opened.create_bucket("bucket", owner="owner")
+        assert (await opened.list_uploads("bucket")).uploads == []
+        with pytest.raises(NoSuchUpload):
+            await put_part(opened, "bucket", info.key, info.upload_id, 2, b"x")
+        await opened.collect_garbage(grace_s=0)
+        assert (await opened.fsck(deep=True)).clean
+        for prefix in (keyspace.UPLOAD, keyspace.PART, keyspace.PART_COUNT):
+            assert await count_rows(opened, prefix) == 0

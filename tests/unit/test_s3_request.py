@@ -179,7 +179,7 @@ def test_other_methods_are_not_allowed(method: str, path: bytes, query: bytes, a
 
 
 @pytest.mark.parametrize(
-    "name", ["abc", "a.b", "0-9", "a" * 63, "my-bucket.example.org", "1.2.3", "1.2.3.4.5"]
+    "name", ["abc", "a.b", "0-9", "a" * 63, "my-bucket.example.org", "a-.-b", "1.2.3", "1.2.3.4.5"]
 )
 def test_bucket_names_that_s3_allows(name: str) -> None:
     assert bucket_name_problem(name) is None
