@@ -6,7 +6,7 @@ from engine.http.message import Response
 from s3.attributes import refuse_headers
 from s3.body import read_document
 from s3.config import Api
-from s3.errors import s3_error
+from s3.errors import S3Error, s3_error
 from s3.objects import version_param
 from s3.request import S3Request
 from s3.responses import XML_TYPE, Headers, version_headers
@@ -69,8 +69,15 @@ async def _check_acl(api: Api, request: S3Request) -> None:
             "Your request was missing a required header",
             MissingHeaderName="x-amz-acl",
         )
-    grants = parse(raw, "AccessControlPolicy").require("AccessControlList").find_all("Grant")
-    for grant in grants:
-        grantee = grant.require("Grantee")
-        if grantee.get("ID") != api.config.owner_id or grant.get("Permission") != "FULL_CONTROL":
+    for grantee, permission in _grants(raw):
+        if grantee != api.config.owner_id or permission != "FULL_CONTROL":
             raise s3_error("AccessControlListNotSupported")
+
+
+def _grants(raw: bytes) -> list[tuple[str | None, str | None]]:
+    """Return (canonical user id, permission) of each grant. Raises MalformedACLError."""
+    try:
+        found = parse(raw, "AccessControlPolicy").require("AccessControlList").find_all("Grant")
+        return [(each.require("Grantee").get("ID"), each.get("Permission")) for each in found]
+    except S3Error:
+        raise s3_error("MalformedACLError") from None

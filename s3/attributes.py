@@ -26,6 +26,17 @@ STORAGE_CLASSES = frozenset(
     }
 )
 _ACLS_ACCEPTED = frozenset({b"private", b"bucket-owner-full-control"})
+_ACLS = _ACLS_ACCEPTED | {
+    b"public-read",
+    b"public-read-write",
+    b"authenticated-read",
+    b"aws-exec-read",
+    b"bucket-owner-read",
+    b"log-delivery-write",
+}
+"""All canned ACLs that there are."""
+
+_ENCRYPTION = (b"x-amz-server-side-encryption", b"x-amz-copy-source-server-side-encryption")
 
 _KEPT = {
     b"content-type": "content-type",
@@ -36,6 +47,7 @@ _KEPT = {
     b"x-amz-website-redirect-location": "x-amz-website-redirect-location",
 }
 _META = b"x-amz-meta-"
+_REDIRECT = b"x-amz-website-redirect-location"
 
 
 def parse_attributes(headers: Mapping[bytes, bytes]) -> Attributes:
@@ -45,7 +57,7 @@ def parse_attributes(headers: Mapping[bytes, bytes]) -> Attributes:
 
     Raises:
         S3Error: MetadataTooLarge, InvalidStorageClass, AccessControlListNotSupported, InvalidTag,
-            InvalidArgument, NotImplemented, InvalidRequest.
+            InvalidArgument, NotImplemented, InvalidRequest, InvalidRedirectLocation.
     """
     kept: Pairs = []
     metadata: Pairs = []
@@ -57,6 +69,8 @@ def parse_attributes(headers: Mapping[bytes, bytes]) -> Attributes:
     for name, value in headers.items():
         stored = _KEPT.get(name)
         if stored is not None:
+            if name == _REDIRECT and not value.startswith((b"/", b"http://", b"https://")):
+                raise s3_error("InvalidRedirectLocation")
             kept.append((stored, value.decode("latin-1")))
         elif name == b"content-encoding":
             encoding = without_aws_chunked(value)
@@ -99,16 +113,27 @@ def refuse_header(name: bytes, value: bytes) -> None:
     ACLs are as in a bucket with the setting that S3 gives new buckets: ownership by the bucket
     owner, ACLs disabled.
     """
-    if name.startswith(b"x-amz-server-side-encryption"):
+    if name.startswith(_ENCRYPTION):
         raise s3_error("NotImplemented", Header=name.decode("latin-1"))
     if name.startswith(b"x-amz-object-lock-"):
         raise s3_error("InvalidRequest", "Bucket is missing Object Lock Configuration")
     if name.startswith(b"x-amz-grant-"):
         raise s3_error("AccessControlListNotSupported")
     if name == b"x-amz-acl" and value not in _ACLS_ACCEPTED:
+        check_canned_acl(value)
         raise s3_error("AccessControlListNotSupported")
     if name == b"x-amz-write-offset-bytes":
         raise s3_error("NotImplemented", Header=name.decode("latin-1"))
+
+
+def check_canned_acl(value: bytes) -> None:
+    """Raises InvalidArgument for what is the name of no canned ACL."""
+    if value not in _ACLS:
+        raise s3_error(
+            "InvalidArgument",
+            ArgumentName="x-amz-acl",
+            ArgumentValue=value[:256].decode("latin-1"),
+        )
 
 
 def refuse_headers(headers: Mapping[bytes, bytes]) -> None:

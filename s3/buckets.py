@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import re
+
 from engine.errors import BucketExists
 from engine.http.message import Response
+from engine.types import Pairs
 from s3.acl import owner_element
-from s3.attributes import refuse_header
+from s3.attributes import check_canned_acl, refuse_header
 from s3.body import read_document
 from s3.config import Api
 from s3.errors import s3_error
 from s3.listing import decode_token, encode_token
 from s3.request import S3Request, bucket_name_problem, int_param
 from s3.responses import XML_TYPE, no_content, xml_response
-from s3.tagging import BUCKET_TAGS_MAX, parse_tagging, tagging_document
+from s3.tagging import BUCKET_TAGS_MAX, parse_tagging, read_tags, tagging_document
 from s3.times import iso_time
-from s3.xml import element, escape, malformed, parse
+from s3.xml import element, escape, malformed, parse, parse_configuration
 
 PAGE_MAX = 10_000
+_REGION = re.compile(r"[a-z]{2,3}(-[a-z]+)+-\d")
+"""What the names of AWS's regions look like."""
+
 _FIRST_REGION = "us-east-1"
 """S3's oldest region, with rules of its own: no LocationConstraint, creating twice succeeds."""
 
@@ -55,11 +61,12 @@ async def create_bucket(api: Api, request: S3Request) -> Response:
         raise s3_error("InvalidBucketName", BucketName=name)
     _check_create_headers(request)
     raw = await read_document(request, limit=api.config.document_size_max)
-    if raw:
-        _check_location(api, raw)
+    tags = _check_configuration(api, raw) if raw else []
     owner = request.identity.owner_id
     try:
         await api.engine.create_bucket(name, owner=owner, region=api.config.region)
+        if tags:
+            await api.engine.put_bucket_config(name, "tagging", tagging_document(tags))
     except BucketExists as error:
         if error.owner != owner:
             raise s3_error("BucketAlreadyExists", BucketName=name) from None
@@ -72,7 +79,10 @@ def _check_create_headers(request: S3Request) -> None:
     for name, value in request.headers.items():
         if name == b"x-amz-acl":
             if value != b"private":
+                check_canned_acl(value)
                 raise s3_error("InvalidBucketAclWithObjectOwnership")
+        elif name.startswith(b"x-amz-grant-"):
+            raise s3_error("InvalidBucketAclWithObjectOwnership")
         elif name == b"x-amz-object-ownership":
             if value != b"BucketOwnerEnforced":
                 raise s3_error("NotImplemented", Header=name.decode())
@@ -83,8 +93,8 @@ def _check_create_headers(request: S3Request) -> None:
             refuse_header(name, value)
 
 
-def _check_location(api: Api, raw: bytes) -> None:
-    """Accept a constraint that names our region, or none.
+def _check_configuration(api: Api, raw: bytes) -> Pairs:
+    """Return the tags to begin with. Accept a constraint that names our region, or none.
 
     S3 refuses to do without a constraint outside of us-east-1; here there is one region, so it
     is never wrong.
@@ -96,11 +106,15 @@ def _check_location(api: Api, raw: bytes) -> None:
     if constraint == "EU":
         constraint = "eu-west-1"
     if constraint and constraint != api.config.region:
+        if _REGION.fullmatch(constraint) is None:
+            raise s3_error("InvalidLocationConstraint", LocationConstraint=constraint[:256])
         raise s3_error(
             "IllegalLocationConstraintException",
             f"The {constraint} location constraint is incompatible for the region specific "
             "endpoint this request was sent to.",
         )
+    tags = root.find("Tags")
+    return [] if tags is None else read_tags(tags, BUCKET_TAGS_MAX)
 
 
 async def head_bucket(api: Api, request: S3Request) -> Response:
@@ -130,7 +144,7 @@ async def get_versioning(api: Api, request: S3Request) -> Response:
 
 async def put_versioning(api: Api, request: S3Request) -> Response:
     raw = await read_document(request, limit=api.config.document_size_max)
-    root = parse(raw, "VersioningConfiguration")
+    root = parse_configuration(raw, "VersioningConfiguration")
     status = root.get("Status")
     if (root.get("MfaDelete") or "Disabled").strip() != "Disabled":
         raise s3_error("NotImplemented", "MFA delete is not implemented")

@@ -27,7 +27,7 @@ _HEADERS = {f"x-amz-checksum-{name.lower()}".encode(): name for name in SIZES}
 _PREFIX = b"x-amz-checksum-"
 _NO_VALUES = (b"x-amz-checksum-algorithm", b"x-amz-checksum-type", b"x-amz-checksum-mode")
 _NOT_THERE = ("SHA512", "MD5", "XXHASH64", "XXHASH3", "XXHASH128")
-_TYPES = ("FULL_OBJECT", "COMPOSITE")
+TYPES = ("FULL_OBJECT", "COMPOSITE")
 _ONE_TYPE = {"CRC64NVME": "FULL_OBJECT", "SHA1": "COMPOSITE", "SHA256": "COMPOSITE"}
 
 
@@ -169,7 +169,7 @@ def checksum_type(algorithm: str, raw: bytes | None) -> str:
     if raw is None:
         return only or "COMPOSITE"
     kind = raw.decode("latin-1").upper()
-    if kind not in _TYPES:
+    if kind not in TYPES:
         raise s3_error("InvalidRequest", "Value for x-amz-checksum-type header is invalid.")
     if only is not None and kind != only:
         raise s3_error(

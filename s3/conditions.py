@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from engine.meta.records import VersionRecord
 from engine.types import NO_CONDITIONS, Conditions
 from s3.errors import s3_error
 from s3.times import parse_http_date, parse_time
@@ -51,6 +52,22 @@ def read_conditions(headers: Headers) -> Conditions:
         if_modified_since_ms=_date(headers, b"if-modified-since"),
         if_unmodified_since_ms=_date(headers, b"if-unmodified-since"),
     )
+
+
+def range_counts(headers: Headers, record: VersionRecord) -> bool:
+    """Return whether Range is to be followed, as ``If-Range`` may say of another version.
+
+    A client that resumes a download would else join the bytes of two versions. RFC 9110,
+    section 13.1.5: ETags are compared strongly, and a date that is none matches nothing.
+    """
+    value = headers.get(b"if-range")
+    if value is None:
+        return True
+    text = value.decode("latin-1").strip()
+    if text.startswith('"'):
+        return text == f'"{record.etag}"'
+    at_ms = parse_http_date(text)
+    return at_ms is not None and at_ms // 1000 == record.modified_ms // 1000
 
 
 def copy_source_conditions(headers: Headers) -> Conditions:

@@ -16,10 +16,11 @@ from s3.config import Api
 from s3.errors import S3Error, s3_error
 from s3.request import S3Request
 from s3.responses import XML_TYPE, Headers, no_content
-from s3.xml import Element, document, element, malformed, parse
+from s3.xml import Element, document, element, malformed, parse_configuration
 
 RULES_MAX = 100
 DOCUMENT_SIZE_MAX = 64 * 1024
+ID_MAX = 255
 _METHODS = frozenset({"GET", "PUT", "HEAD", "POST", "DELETE"})
 _VARY = (b"Vary", b"Origin, Access-Control-Request-Headers, Access-Control-Request-Method")
 _NOT_ALLOWED = (
@@ -58,10 +59,13 @@ def _covers(pattern: str, text: str) -> bool:
 
 
 def parse_cors(raw: bytes) -> list[CorsRule]:
-    """Return the rules of a CORSConfiguration. Raises MalformedXML, InvalidRequest."""
+    """Return the rules of a CORSConfiguration.
+
+    Raises: MissingRequestBodyError, MalformedXML, InvalidRequest.
+    """
     if len(raw) > DOCUMENT_SIZE_MAX:
         raise malformed()
-    found = parse(raw, "CORSConfiguration").children
+    found = parse_configuration(raw, "CORSConfiguration").children
     if not 0 < len(found) <= RULES_MAX:
         raise malformed()
     return [_rule(each) for each in found]
@@ -95,6 +99,8 @@ def _rule(each: Element) -> CorsRule:
                 f'ExposeHeader "{value}" contains wildcard. We currently do not support wildcard '
                 "for ExposeHeader.",
             )
+    if len(each.get("ID") or "") > ID_MAX:
+        raise malformed()
     age = each.get("MaxAgeSeconds")
     if age is not None and re.fullmatch(r"\s*\d{1,9}\s*", age, re.ASCII) is None:
         raise malformed()

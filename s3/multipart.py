@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from engine.errors import InvalidRange
+from engine.errors import InvalidArgument, InvalidRange, NoSuchUpload
 from engine.http.message import Response
+from engine.ids import UploadId
 from engine.meta.records import Checksum
 from engine.types import PART_NUMBER_MAX, CompletePart, UploadInfo
 from s3.acl import owner_element
 from s3.attributes import parse_attributes, refuse_headers
 from s3.body import open_part, read_document, understand
-from s3.checksums import SIZES, checksum_type, decode, header_name, parse_multipart
+from s3.checksums import SIZES, TYPES, checksum_type, decode, header_name, parse_multipart
 from s3.conditions import write_conditions
 from s3.config import Api
 from s3.copy import find_source, source_version_headers
@@ -35,6 +36,7 @@ from s3.xml import Element, boolean, element, malformed, parse
 PAGE_MAX = 1000
 _ALGORITHM = b"x-amz-checksum-algorithm"
 _TYPE = b"x-amz-checksum-type"
+_SIZE = "x-amz-mp-object-size"
 
 
 def upload_param(request: S3Request) -> str:
@@ -224,15 +226,24 @@ async def complete_upload(api: Api, request: S3Request) -> Response:
         request, limit=api.config.large_document_size_max, describes_object=True
     )
     parts = await understand(raw, parse_complete)
-    info = await api.engine.complete_upload(
-        request.bucket,
-        request.key,
-        upload_id,
-        parts,
-        checksum=_announced(request),
-        size=_announced_size(request),
-        conditions=conditions,
-    )
+    checksum = _announced(request)
+    kind = request.headers.get(_TYPE)
+    if kind is not None:
+        await _check_type(api, request, upload_id, kind)
+    try:
+        info = await api.engine.complete_upload(
+            request.bucket,
+            request.key,
+            upload_id,
+            parts,
+            checksum=checksum,
+            size=_announced_size(request),
+            conditions=conditions,
+        )
+    except InvalidArgument as error:
+        if error.argument == _SIZE:
+            raise s3_error("InvalidRequest", f"{_SIZE} is wrong: {error.reason}") from None
+        raise
     scheme = "https" if request.http.secure else "http"
     host = request.header(b"host") or ""
     location = f"{scheme}://{host}{request.http.path.decode('latin-1')}"
@@ -246,6 +257,23 @@ async def complete_upload(api: Api, request: S3Request) -> Response:
     return xml_response(
         "CompleteMultipartUploadResult", rows, headers=version_headers(info.version_id)
     )
+
+
+async def _check_type(api: Api, request: S3Request, upload_id: UploadId, kind: bytes) -> None:
+    """Refuse another checksum type than the upload's.
+
+    Raises: BadDigest, InvalidRequest. An upload that is not there is for Complete to judge, which
+    may be repeated.
+    """
+    try:
+        upload = await api.engine.upload(request.bucket, request.key, upload_id)
+    except NoSuchUpload:
+        return
+    named = kind.decode("latin-1").upper()
+    if named not in TYPES:
+        raise s3_error("InvalidRequest", "Value for x-amz-checksum-type header is invalid.")
+    if named != (upload.checksum_type or "FULL_OBJECT"):
+        raise s3_error("BadDigest", "The checksum type you specified is not that of the upload.")
 
 
 def parse_complete(raw: bytes) -> list[CompletePart]:
@@ -312,11 +340,11 @@ def _invalid_checksum(algorithm: str) -> S3Error:
 
 
 def _announced_size(request: S3Request) -> int | None:
-    text = request.header(b"x-amz-mp-object-size")
+    text = request.header(_SIZE.encode())
     if text is None:
         return None
     if not (text.isascii() and text.isdigit() and len(text) < 16):
-        raise s3_error("InvalidRequest", "Value for x-amz-mp-object-size header is invalid.")
+        raise s3_error("InvalidRequest", f"Value for {_SIZE} header is invalid.")
     return int(text)
 
 

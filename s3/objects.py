@@ -10,7 +10,7 @@ from engine.opened import OpenedObject
 from engine.types import NO_CONDITIONS, PART_NUMBER_MAX, ObjectInfo
 from s3.attributes import parse_attributes
 from s3.body import open_upload, read_document
-from s3.conditions import delete_conditions, read_conditions, write_conditions
+from s3.conditions import delete_conditions, range_counts, read_conditions, write_conditions
 from s3.config import Api
 from s3.errors import s3_error
 from s3.ranges import content_range, parse_range
@@ -102,7 +102,8 @@ async def _describe(
 ) -> tuple[int, int, int, Headers]:
     """Return status, first byte, end and headers of the answer to GET and HEAD."""
     answer = object_headers(info)
-    size = info.record.size
+    record = info.record
+    size = record.size
     range_header = request.headers.get(b"range")
     params = request.params
     part: int | None = None
@@ -122,7 +123,7 @@ async def _describe(
         first, end = await _part_range(api, request, info, part, answer)
     else:
         assert range_header is not None
-        wanted = parse_range(range_header, size)
+        wanted = parse_range(range_header, size) if range_counts(request.headers, record) else None
         if wanted is None:
             return 200, 0, size, answer
         first, end = wanted

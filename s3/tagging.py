@@ -6,7 +6,7 @@ from urllib.parse import unquote_to_bytes
 
 from engine.types import Pairs
 from s3.errors import S3Error, s3_error
-from s3.xml import Element, document, element, malformed, parse
+from s3.xml import Element, document, element, malformed, parse_configuration
 
 OBJECT_TAGS_MAX = 10
 BUCKET_TAGS_MAX = 50
@@ -50,13 +50,18 @@ def check_tags(tags: Pairs, limit: int) -> None:
 
 
 def parse_tagging(raw: bytes, limit: int) -> Pairs:
-    """Return the tags of a Tagging document. Raises MalformedXML and what ``check_tags`` does."""
-    return read_tag_set(parse(raw, "Tagging"), limit)
+    """Return a Tagging document's tags. Raises what ``parse_configuration``, ``check_tags`` do."""
+    return read_tag_set(parse_configuration(raw, "Tagging"), limit)
 
 
 def read_tag_set(tagging: Element, limit: int) -> Pairs:
+    return read_tags(tagging.require("TagSet"), limit)
+
+
+def read_tags(parent: Element, limit: int) -> Pairs:
+    """Return the tags that are the children of an element. Raises as ``parse_tagging`` does."""
     tags: Pairs = []
-    for tag in tagging.require("TagSet").children:
+    for tag in parent.children:
         key, value = tag.get("Key"), tag.get("Value")
         if tag.name != "Tag" or key is None or value is None:
             raise malformed()

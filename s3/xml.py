@@ -128,6 +128,13 @@ class _Builder:
         raise malformed()
 
 
+def parse_configuration(raw: bytes, root: str) -> Element:
+    """Do as ``parse``, for requests that set something. Raises MissingRequestBodyError too."""
+    if not raw:
+        raise s3_error("MissingRequestBodyError")
+    return parse(raw, root)
+
+
 def parse(raw: bytes, root: str) -> Element:
     """Return the document's root element, which must be called ``root``.
 

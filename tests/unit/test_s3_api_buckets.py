@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -76,11 +77,55 @@ async def test_location_constraint_must_be_the_region(s3: S3Server) -> None:
 
     wrong = await s3.request("PUT", "/bucket", body=body("eu-west-1"))
     assert (wrong.status, wrong.code) == (400, "IllegalLocationConstraintException")
+    nowhere = await s3.request("PUT", "/bucket", body=body("nowhere"))
+    assert (nowhere.status, nowhere.code) == (400, "InvalidLocationConstraint")
     broken = await s3.request("PUT", "/bucket", body=b"<CreateBucketConfiguration>")
     assert broken.code == "MalformedXML"
     assert (await s3.request("HEAD", "/bucket")).status == 404
     assert (await s3.request("PUT", "/bucket", body=body("us-east-1"))).status == 200
     assert (await s3.get("/bucket", "location")).xml.text is None
+
+
+async def test_a_bucket_can_be_made_with_tags(s3: S3Server) -> None:
+    def body(key: str) -> bytes:
+        tag = f"<Tag><Key>{key}</Key><Value>v</Value></Tag>"
+        return f"<CreateBucketConfiguration><Tags>{tag}</Tags></CreateBucketConfiguration>".encode()
+
+    refused = await s3.request("PUT", "/bucket", body=body("aws:reserved"))
+    assert (refused.status, refused.code) == (400, "InvalidTag")
+    assert (await s3.request("HEAD", "/bucket")).status == 404
+    assert (await s3.request("PUT", "/bucket", body=body("team"))).status == 200
+    tags = await s3.get("/bucket", "tagging")
+    assert (tags.texts("TagSet/Tag/Key"), tags.texts("TagSet/Tag/Value")) == (["team"], ["v"])
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "code"),
+    [
+        ("x-amz-acl", "public-read", "InvalidBucketAclWithObjectOwnership"),
+        ("x-amz-acl", "nonsense", "InvalidArgument"),
+        ("x-amz-grant-read", 'id="somebody"', "InvalidBucketAclWithObjectOwnership"),
+    ],
+)
+async def test_no_bucket_is_made_with_other_acls(
+    s3: S3Server, name: str, value: str, code: str
+) -> None:
+    refused = await s3.request("PUT", "/bucket", headers={name: value})
+    assert (refused.status, refused.code) == (400, code)
+    assert (await s3.request("HEAD", "/bucket")).status == 404
+
+
+async def test_acl_documents_that_are_malformed_are_called_so(s3: S3Server) -> None:
+    await s3.put("/bucket")
+    grant = b"<Grant><Permission>READ</Permission></Grant>"
+    without_grantee = b"<AccessControlList>%b</AccessControlList>" % grant
+    for body in (
+        b"<AccessControl",
+        b"<AccessControlPolicy/>",
+        b"<AccessControlPolicy>%b</AccessControlPolicy>" % without_grantee,
+    ):
+        refused = await s3.request("PUT", "/bucket", "acl", body=body)
+        assert (refused.status, refused.code) == (400, "MalformedACLError"), body
 
 
 @pytest.mark.parametrize("name", ["ab", "Upper", "a_b", "192.168.1.1", "xn--abc"])
@@ -99,16 +144,24 @@ async def test_head_bucket_tells_existence_without_a_document(s3: S3Server) -> N
     assert (absent.status, absent.body) == (404, b"")
 
 
-async def test_a_bucket_with_objects_versions_or_uploads_stays(s3: S3Server) -> None:
+async def test_a_bucket_with_objects_stays_and_uploads_go_with_it(s3: S3Server) -> None:
     await s3.put("/bucket")
     await s3.put("/bucket/key", b"x")
-    assert (await s3.request("DELETE", "/bucket")).code == "BucketNotEmpty"
-    await s3.request("DELETE", "/bucket/key")
-    upload = await s3.request("POST", "/bucket/key", "uploads")
+    upload = (await s3.request("POST", "/bucket/key", "uploads")).text("UploadId")
     refused = await s3.request("DELETE", "/bucket")
     assert (refused.status, refused.code) == (409, "BucketNotEmpty")
-    await s3.request("DELETE", "/bucket/key", f"uploadId={upload.text('UploadId')}")
+    part = await s3.request(
+        "PUT", "/bucket/key", f"partNumber=1&uploadId={upload}", body=os.urandom(100_000)
+    )
+    assert part.status == 200
+    await s3.request("DELETE", "/bucket/key")
     assert (await s3.request("DELETE", "/bucket")).status == 204
+    await s3.put("/bucket")
+    assert (await s3.get("/bucket/key", f"uploadId={upload}")).code == "NoSuchUpload"
+    assert (await s3.get("/bucket", "uploads")).texts("Upload") == []
+    await s3.engine.collect_garbage(grace_s=0)
+    report = await s3.engine.fsck()
+    assert report.clean, report
 
 
 async def test_versioning_is_unset_then_enabled_then_suspended(s3: S3Server) -> None:
@@ -265,3 +318,12 @@ async def test_cors_preflight_and_actual_requests(s3: S3Server) -> None:
     assert shown.texts("CORSRule/AllowedMethod") == ["GET", "PUT"]
     assert (await s3.request("DELETE", "/bucket", "cors")).status == 204
     assert (await s3.get("/bucket", "cors")).code == "NoSuchCORSConfiguration"
+
+
+@pytest.mark.parametrize("query", ["versioning", "tagging", "cors"])
+async def test_configurations_need_a_document(s3: S3Server, query: str) -> None:
+    await s3.put("/bucket")
+    refused = await s3.request("PUT", "/bucket", query)
+    assert (refused.status, refused.code) == (400, "MissingRequestBodyError")
+    other = await s3.request("PUT", "/bucket", query, body=b"<Other/>")
+    assert (other.status, other.code) == (400, "MalformedXML")

@@ -114,7 +114,9 @@ async def test_composite_checksums(s3: S3Server) -> None:
     assert listed.texts("Part/ChecksumCRC32") == [crc32_text(data) for data in parts.values()]
     assert listed.text("ChecksumType") == "COMPOSITE"
     joined = b"".join(zlib.crc32(data).to_bytes(4, "big") for data in parts.values())
-    done = await complete(s3, upload_id, etags)
+    whole = await complete(s3, upload_id, etags, x_amz_checksum_type="FULL_OBJECT")
+    assert (whole.status, whole.code) == (400, "BadDigest")
+    done = await complete(s3, upload_id, etags, x_amz_checksum_type="COMPOSITE")
     assert done.text("ChecksumCRC32") == f"{crc32_text(joined)}-2"
     assert done.text("ChecksumType") == "COMPOSITE"
     head = await s3.request("HEAD", "/bucket/key", headers={"x-amz-checksum-mode": "ENABLED"})
@@ -136,7 +138,11 @@ async def test_full_object_checksums_are_compared(s3: S3Server) -> None:
     wrong = await complete(s3, upload_id, etags, x_amz_checksum_crc32=crc32_text(b"x"))
     assert wrong.code == "BadDigest"
     size = await complete(s3, upload_id, etags, x_amz_mp_object_size="3")
-    assert (size.status, size.code) == (400, "InvalidArgument")
+    assert (size.status, size.code) == (400, "InvalidRequest")
+    kind = await complete(s3, upload_id, etags, x_amz_checksum_type="COMPOSITE")
+    assert (kind.status, kind.code) == (400, "BadDigest")
+    other = await complete(s3, upload_id, etags, x_amz_checksum_type="ODD")
+    assert (other.status, other.code) == (400, "InvalidRequest")
     done = await complete(
         s3,
         upload_id,

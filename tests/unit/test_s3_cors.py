@@ -77,6 +77,7 @@ def _rule(origin: str = "*", method: str = "GET", more: str = "") -> str:
         ("<CORSRule><AllowedOrigin>*</AllowedOrigin></CORSRule>", "MalformedXML"),
         (_rule() * 101, "MalformedXML"),
         (_rule(more="<MaxAgeSeconds>x</MaxAgeSeconds>"), "MalformedXML"),
+        (_rule(more=f"<ID>{'i' * 256}</ID>"), "MalformedXML"),
         (_rule(method="PATCH"), "InvalidRequest"),
         (_rule(origin="http://*.a.*"), "InvalidRequest"),
         (_rule(more="<AllowedHeader>*-*</AllowedHeader>"), "InvalidRequest"),

@@ -232,6 +232,13 @@ def test_aws_chunked_alone_leaves_no_content_encoding() -> None:
     [
         (b"x-amz-storage-class", b"FAST", "InvalidStorageClass"),
         (b"x-amz-acl", b"public-read", "AccessControlListNotSupported"),
+        (b"x-amz-acl", b"nonsense", "InvalidArgument"),
+        (b"x-amz-website-redirect-location", b"page", "InvalidRedirectLocation"),
+        (
+            b"x-amz-copy-source-server-side-encryption-customer-algorithm",
+            b"AES256",
+            "NotImplemented",
+        ),
         (b"x-amz-grant-read", b"id=x", "AccessControlListNotSupported"),
         (b"x-amz-server-side-encryption", b"AES256", "NotImplemented"),
         (b"x-amz-server-side-encryption-customer-algorithm", b"AES256", "NotImplemented"),
@@ -247,6 +254,13 @@ def test_headers_that_are_refused(name: bytes, value: bytes, code: str) -> None:
     with pytest.raises(S3Error) as caught:
         parse_attributes({name: value})
     assert code_of(caught) == code
+
+
+@pytest.mark.parametrize("location", [b"/page", b"http://a.test/x", b"https://a.test/"])
+def test_redirects_are_paths_or_urls(location: bytes) -> None:
+    name = "x-amz-website-redirect-location"
+    kept = parse_attributes({name.encode(): location}).headers
+    assert (name, location.decode()) in kept
 
 
 def test_metadata_of_2_kib_is_the_most() -> None:
