@@ -66,6 +66,7 @@ _NUMBER = (
     " ON CONFLICT DO UPDATE SET value = max(value, excluded.value)"
 )
 """Numbers of volumes are given out once: one that came back would be taken for the older one."""
+_SYNCS = "INSERT INTO setting VALUES ('syncs', 1) ON CONFLICT DO UPDATE SET value = value + 1"
 _COUNT = (
     "UPDATE volume SET needles = needles + ?2, live = live + ?3, dead = dead + ?4,"
     " tombstones = tombstones + ?5 WHERE number = ?1"
@@ -356,6 +357,11 @@ class Index:
         """Mark a volume for unlinking; durable on return, as is all that was applied before."""
         with self._lock, self._transaction(synced=True) as connection:
             connection.execute("UPDATE volume SET state = ? WHERE number = ?", (RETIRED, volume))
+
+    def sync(self) -> None:
+        """Make durable what was applied before."""
+        with self._lock, self._transaction(synced=True) as connection:
+            connection.execute(_SYNCS)
 
     def drop_volume(self, volume: int, *, with_needles: bool = False) -> None:
         """Forget the volume, but not its number; ``with_needles`` reads the whole index."""

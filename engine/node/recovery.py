@@ -9,8 +9,12 @@ A volume that no process appends to is walked from ``indexed_to`` on:
   else it was never synced, thus never acknowledged. What follows the last needle is cut off.
 
 Tombstones are collected over all volumes and applied last, so the order of volumes is no matter;
-they name the needle's place, so they never hit a later needle of the same fragment. ``indexed_to``
-moves when all is done: a crash on the way repeats everything, harmlessly.
+they name the needle's place, so they never hit a later needle of the same fragment. One that names
+a copy also hits what it was copied from, should compaction not have come to let that go.
+
+``indexed_to`` moves when all is done: a crash on the way repeats everything, harmlessly. A needle
+that loses to another loses its commit record too; so that no later recovery decides otherwise, what
+was decided is durable in the index before anything can be built on it.
 """
 
 from __future__ import annotations
@@ -101,6 +105,10 @@ class Recovery:
         self._index = index
         self._rebuild = rebuild
         self._conflicts: list[tuple[int, FragmentId, int, int]] = []
+        self._copies: dict[Source, Source] = {}
+        """By the place of a copy: where it was copied from, in a volume that is still there."""
+        self._unused: list[tuple[int, int]] = []
+        """Copies (volume, offset) that the index never came to point to."""
         self._uuids: set[bytes] = set()
         self.report = RecoveryReport()
 
@@ -258,8 +266,9 @@ class Recovery:
         tail.unsure = rest
 
     def _cut(self, fd: int, reader: VolumeReader, tail: _Tail) -> None:
-        if tail.end < reader.size:
-            self.report.cut_bytes += reader.size - tail.end
+        """Let the file end where its last extent does: all of that need not have been written."""
+        if tail.end != reader.size and tail.end != align(reader.size):
+            self.report.cut_bytes += max(0, reader.size - tail.end)
             self._disk.ftruncate(fd, tail.end)
             self._disk.fdatasync(fd)
 
@@ -291,11 +300,15 @@ class Recovery:
             else:
                 tail.tombstones += tombstones
             tail.tombstone_bytes += commit.extent
-        elif header.kind == COPY and not self._rebuild and commit.source.uuid in self._uuids:
-            # Compaction makes the index durable before it lets go of the source: this copy was
-            # never put in its place.
-            self._disown(tail.row.number, header.offset)
-        elif header.offset not in tail.gone:
+            return
+        if header.kind == COPY and commit.source.uuid in self._uuids:
+            self._copies[Source(tail.row.uuid, header.offset)] = commit.source
+            if not self._rebuild:
+                # Compaction makes the index durable before it lets go of the source: this copy
+                # was never put in its place.
+                self._unused.append((tail.row.number, header.offset))
+                return
+        if header.offset not in tail.gone:
             self.report.replayed += 1
             tail.needles.append((header.fragment, header.offset, commit.size))
             if len(tail.needles) >= _BATCH:
@@ -312,15 +325,27 @@ class Recovery:
 
     def _apply(self, tails: list[_Tail], rows: dict[int, VolumeRow]) -> None:
         places = {row.uuid: row.number for row in rows.values()}
-        dead = {tombstone for tail in tails for tombstone in tail.tombstones}
+        dead = self._with_sources({item for tail in tails for item in tail.tombstones})
         self._remove(dead, places)
         for conflict in self._conflicts:
             self._resolve(conflict, rows, dead)
+        if self._conflicts or self._unused:
+            self._index.sync()
+        for number, offset in self._unused:
+            self._disown(number, offset)
         for tail in tails:
             self.report.damage += tail.damage
             if tail.damage and tail.row.state == OPEN:
                 self._index.set_state(tail.row.number, READ_ONLY)
         self._index.finish([(t.row.number, t.end, t.tombstone_bytes) for t in tails])
+
+    def _with_sources(self, dead: set[Tombstone]) -> set[Tombstone]:
+        for fragment, place in list(dead):
+            source = self._copies.get(place)
+            while source is not None:
+                dead.add(Tombstone(fragment, source))
+                source = self._copies.get(source)
+        return dead
 
     def _remove(self, dead: set[Tombstone], places: dict[bytes, int]) -> None:
         removals = []
