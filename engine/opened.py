@@ -146,6 +146,11 @@ class OpenedObject:
             raise
         return stream
 
+    def again(self) -> OpenedObject:
+        """Return the same version once more, to be closed on its own; call before ``aclose``."""
+        pin = self._store.sessions.read_shared(self._pin)
+        return OpenedObject(self._store, self.info, self.inline, pin)
+
     async def aclose(self) -> None:
         self._store.sessions.read_ended(self._pin)
 

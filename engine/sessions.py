@@ -128,6 +128,12 @@ class Sessions:
         self._reads[self._next_read] = self._clock()
         return self._next_read
 
+    def read_shared(self, token: int) -> int:
+        """Return another token for what is protected by ``token``, which has not ended."""
+        self._next_read += 1
+        self._reads[self._next_read] = self._reads[token]
+        return self._next_read
+
     def read_ended(self, token: int) -> None:
         self._reads.pop(token, None)
 

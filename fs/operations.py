@@ -23,6 +23,7 @@ from fs.handles import FileHandle, Handles
 from fs.inodes import Kind, Node
 from fs.namespace import Namespace
 from fs.reading import ReadHandle, Reading
+from fs.retries import Replaced, Retries
 from fs.space import Space
 from fs.versions import VersionedFiles, Versions, VersionsOfFile, is_versions
 from fs.view import Found, View
@@ -94,6 +95,7 @@ class Operations(pyfuse3.Operations):
         self._namespace: Namespace | None = None
         self._xattrs: ExtendedAttributes | None = None
         self._open_directories: Handles[DirectoryHandle] = Handles()
+        self._retries = Retries(trio.current_time)
         self.begun = trio.Event()
         """The kernel has said INIT, so that it asks from now on."""
         at_once: dict[str, Callable[..., bool]] = {
@@ -182,6 +184,8 @@ class Operations(pyfuse3.Operations):
             epoch = NEVER_KEPT
         else:
             found = await view.look_up(parent, name)
+        if self._retries.waiting:
+            self._retries.looked_up(ctx.pid, None if found is None else found.node)
         if found is None:
             absent = EntryAttributes()
             absent.st_ino = 0
@@ -247,12 +251,20 @@ class Operations(pyfuse3.Operations):
             raise Refused(errno.EISDIR)
         handle: FileHandle
         reads = flags & os.O_ACCMODE == os.O_RDONLY and not flags & os.O_TRUNC
+        retries = self._retries
+        older = bool(retries.waiting) and retries.is_second(ctx.pid, node)
         await self.writing.settled(node)
-        if reads and node.draft is None:
-            past_the_cache = bool(flags & os.O_DIRECT)
-            handle, keep_cache = await self._reading.open(node, may_push=not past_the_cache)
-        else:
-            handle, keep_cache = await self.writing.open(node, flags)
+        try:
+            if reads and node.draft is None:
+                may_push = not flags & os.O_DIRECT
+                handle, keep_cache = await self._reading.open(
+                    node, may_push=may_push, may_be_older=older
+                )
+            else:
+                handle, keep_cache = await self.writing.open(node, flags, may_be_older=older)
+        except Replaced:
+            retries.refused(ctx.pid, node)
+            raise
         if node.changed:
             node.changed = False
             _doubt_attributes(node)
@@ -350,7 +362,11 @@ class Operations(pyfuse3.Operations):
         epoch = self._view.epoch
         parent = self._table.directory(parent_inode)
         owner = Owner(ctx.uid, ctx.gid)
-        node, handle = await self.writing.create(parent, name, mode, flags, owner)
+        try:
+            node, handle = await self.writing.create(parent, name, mode, flags, owner)
+        except Replaced as replaced:
+            self._retries.refused(ctx.pid, replaced.node)
+            raise
         stat = node.open_stat
         assert stat is not None
         entry = self._new_entry(Found(node, stat, None), parent_inode, epoch)

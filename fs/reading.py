@@ -26,6 +26,7 @@ from fs.disk_cache import CachedStream
 from fs.errors import Refused
 from fs.handles import Readable
 from fs.inodes import Node
+from fs.retries import Replaced
 from fs.view import View
 from fs.windows import WINDOW_SIZE
 
@@ -235,6 +236,10 @@ class ReadHandle:
         finally:
             self._lock.release()
 
+    def opened_again(self) -> OpenedObject:
+        """Return the version that is read here once more; the caller closes it."""
+        return self._opened.again()
+
     @property
     def streams(self) -> bool:
         """A stream is open, which closing has to end."""
@@ -281,19 +286,27 @@ class Reading:
         self.windows = view.windows
         self.cache = view.cache
 
-    async def open(self, node: Node, *, may_push: bool) -> tuple[ReadHandle, bool]:
+    async def open(
+        self, node: Node, *, may_push: bool, may_be_older: bool = False
+    ) -> tuple[ReadHandle, bool]:
         """Return a handle on the current version, and whether the kernel may keep what it has
         in its page cache. ``may_push``: a small file's bytes may be put there before anybody
-        asks for them; not for who reads past it.
+        asks for them; not for who reads past it. ``may_be_older``: the version that is open
+        through this inode will do.
 
-        Raises: Refused (ESTALE): another version is open through this inode; when the kernel
-        looks the name up again, it gets another inode. NoSuchKey, Unavailable, Corrupt.
+        Raises: Replaced: another version is open through this inode; when the kernel looks the
+        name up again, it gets another inode. NoSuchKey, Unavailable, Corrupt.
         """
-        opened = await self._opened(node)
+        if node.unlinked:
+            opened = open_already(self._view, node)
+        else:
+            opened = await self._opened(node)
+            if node.handles and node.data_id != opened.info.record.data_id:
+                await opened.aclose()
+                if not may_be_older:
+                    raise Replaced(node)
+                opened = open_already(self._view, node)
         record = opened.info.record
-        if node.handles and node.data_id != record.data_id:
-            await opened.aclose()
-            raise Refused(errno.ESTALE)
         keep_cache = node.cached == record.data_id
         if opened.inline and may_push and node.pristine and node.data_id == record.data_id:
             self._push(node, opened.inline)
@@ -350,3 +363,14 @@ class Reading:
             now = trio.current_time()
             for handle in list(self.streaming):
                 await handle.close_idle(now)
+
+
+def open_already(view: View, node: Node) -> OpenedObject:
+    """Return the version that somebody reads through the inode; the caller closes it.
+
+    Raises: Replaced: nobody does.
+    """
+    for handle in view.files.all():
+        if handle.node is node and isinstance(handle, ReadHandle):
+            return handle.opened_again()
+    raise Replaced(node)

@@ -26,7 +26,8 @@ from fs.errors import Refused
 from fs.handles import Readable
 from fs.inodes import Kind, Node
 from fs.names import Mark
-from fs.reading import ReadHandle, Reading
+from fs.reading import ReadHandle, Reading, open_already
+from fs.retries import Replaced
 from fs.space import Quotas
 from fs.staging import StagingFolder
 from fs.view import Place, View
@@ -113,13 +114,22 @@ class Writing:
 
     # Opening
 
-    async def open(self, node: Node, flags: int) -> tuple[WriteHandle, bool]:
-        """Return a handle, and whether the kernel may keep what it has in its page cache."""
+    async def open(
+        self, node: Node, flags: int, *, may_be_older: bool = False
+    ) -> tuple[WriteHandle, bool]:
+        """Return a handle, and whether the kernel may keep what it has in its page cache.
+        ``may_be_older``: as for ``Reading.open``.
+
+        Raises: Replaced.
+        """
         self.check_writable(node)
         await self.settled(node)
         draft = node.draft
+        if draft is not None and not may_be_older:
+            await self._check_current(node, draft)
+            draft = node.draft
         if draft is None:
-            opened = await self._view.engine.open(node.bucket, node.key)
+            opened = await self._base_of(node, may_be_older=may_be_older)
             # Another open may have made the draft meanwhile.
             draft = node.draft or self._draft_of(node, opened)
             if draft.base is not opened:
@@ -139,10 +149,31 @@ class Writing:
                 raise
         return handle, keep_cache
 
+    async def _check_current(self, node: Node, draft: Draft) -> None:
+        """Raises Replaced: others replaced what the draft stands on, and nothing is written."""
+        base_id = draft.base_id
+        if draft.dirty or draft.unlinked:
+            return
+        record = (await self._view.paths.find(node.bucket, node.key)).record
+        if record is not None and record.data_id == base_id:
+            return
+        # Unless it was written, renamed or closed meanwhile.
+        if node.draft is draft and draft.base_id == base_id and not draft.dirty:
+            raise Replaced(node)
+
+    async def _base_of(self, node: Node, *, may_be_older: bool) -> OpenedObject:
+        if node.unlinked:
+            return open_already(self._view, node)
+        opened = await self._view.engine.open(node.bucket, node.key)
+        if node.draft is None and node.handles and node.data_id != opened.info.record.data_id:
+            await opened.aclose()
+            if not may_be_older:
+                raise Replaced(node)
+            return open_already(self._view, node)
+        return opened
+
     def _draft_of(self, node: Node, opened: OpenedObject) -> Draft:
         record = opened.info.record
-        if node.handles and node.data_id != record.data_id:
-            raise Refused(errno.ESTALE)
         attributes = Attributes(
             headers=record.headers,
             metadata=record.metadata,
@@ -151,7 +182,10 @@ class Writing:
         )
         node.stand_for(record.data_id)
         stat = self._view.attributes.of_file(record)
+        if node.unlinked and node.open_stat is not None:
+            stat = node.open_stat
         draft = Draft(self._shop, node, stat=stat, attributes=attributes, base=opened)
+        draft.unlinked = node.unlinked
         node.draft = draft
         return draft
 

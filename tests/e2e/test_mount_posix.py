@@ -306,6 +306,9 @@ def test_attributes_of_an_open_file_without_a_name_are_its_own(
     else:
         path.unlink()
         path.write_bytes(b"new")
+    again = os.open(f"/proc/self/fd/{descriptor}", access)
+    assert os.read(again, 10) == b"old"
+    os.close(again)
     os.fchmod(descriptor, 0o600)
     os.fchown(descriptor, 12, 34)
     os.utime(descriptor, ns=(5, 5))
