@@ -17,7 +17,7 @@ from rich.table import Table
 
 from benchmarks.command import add_places, run_to_end, utc_now, write_document
 from benchmarks.dav_loads import DavPlan, Load, make_loads
-from benchmarks.dav_servers import RUNNERS, DavSystem, run_systems
+from benchmarks.dav_servers import DEFAULT, RUNNERS, DavSystem, run_systems
 from benchmarks.machine import Disk, Machine, describe, measure_disk
 from benchmarks.measure import MIB, BenchmarkFailed, Sample
 from benchmarks.wrk import find_wrk
@@ -219,7 +219,9 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"{', '.join(GROUPS)}; or all")
     parser.add_argument("--quick", action="store_true", help="one short round of each load")
     parser.add_argument("--rounds", type=int, default=0, help="of each load; else 3, or 1 if quick")
-    parser.add_argument("--servers", default=",".join(RUNNERS), help="some of them, by comma")
+    parser.add_argument(
+        "--servers", default=",".join(DEFAULT), help=f"by comma, some of {', '.join(RUNNERS)}"
+    )
     add_places(parser)
     options = parser.parse_args(arguments)
     for chosen, known in ((options.groups, GROUPS), (options.servers.split(","), RUNNERS)):

@@ -217,12 +217,23 @@ def run_rclone(folder: Path) -> Iterator[DavSystem]:
         yield system
 
 
+@contextlib.contextmanager
+def run_null(folder: Path) -> Iterator[DavSystem]:
+    """A server that only remembers: what is left is the time of the client."""
+    port = _free_port()
+    command = [sys.executable, "-m", "benchmarks.dav_null", str(port)]
+    with _run("null", command, port, folder, "", PYTHONPATH=str(ROOT)) as system:
+        yield system
+
+
 RUNNERS = {
     "lode": run_lode,
     "wsgidav": run_wsgidav,
     "apache": run_apache,
     "rclone": run_rclone,
+    "null": run_null,
 }
+DEFAULT = ("lode", "wsgidav", "apache", "rclone")
 
 
 @contextlib.contextmanager

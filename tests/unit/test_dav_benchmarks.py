@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
 
 from benchmarks.dav import measure, one_line
 from benchmarks.dav_loads import Load
-from benchmarks.dav_servers import DavSystem
+from benchmarks.dav_servers import DavSystem, run_null
 from benchmarks.measure import BenchmarkFailed, Sample
 from benchmarks.signed import Endpoint
 
@@ -48,3 +51,27 @@ def test_a_server_that_fails_and_that_nothing_is_compared_with_is_left_out() -> 
     assert list(figure.values) == ["lode"]
     assert figure.ratio is None
     assert "p50 2.00 p90 3.00 ms" in one_line(figure)
+
+
+def test_the_floor_answers_what_rclone_asks(tmp_path: Path) -> None:
+    with run_null(tmp_path) as null:
+        null.ask("MKCOL", "/bench/")
+        null.ask("MKCOL", "/bench/folder/")
+        for method, target, status in (
+            ("MKCOL", "/bench/folder/", 405),
+            ("MKCOL", "/none/folder/", 409),
+            ("PUT", "/none/file", 409),
+            ("GET", "/bench/none", 404),
+        ):
+            with pytest.raises(BenchmarkFailed, match=f" {status}"):
+                null.ask(method, target)
+        null.ask("PUT", "/bench/folder/file", b"bytes" * 100_000)
+        assert null.ask("GET", "/bench/folder/file") == b"bytes" * 100_000
+        alone = null.ask("PROPFIND", "/bench/folder/file", Depth="0")
+        assert b"<D:getcontentlength>500000</D:getcontentlength>" in alone
+        listed = null.ask("PROPFIND", "/bench/", Depth="1")
+        assert listed.count(b"<D:response>") == 2
+        assert b"<D:href>/bench/folder/</D:href>" in listed
+        null.ask("DELETE", "/bench/folder/")
+        with pytest.raises(BenchmarkFailed, match=" 404"):
+            null.ask("GET", "/bench/folder/file")
