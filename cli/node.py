@@ -34,6 +34,7 @@ from engine.errors import ConfigError
 from engine.http.limits import Limits
 from engine.http.server import serve
 from engine.node.disk import RealDisk
+from engine.node.wire.loopback import unpace
 from engine.node.wire.service import MemberService, ServiceConfig
 from engine.node.wire.shelf import Shelf
 from engine.node.wire.slot import ShelfConfig
@@ -150,6 +151,8 @@ def run_node(settings: NodeSettings, environment: Mapping[str, str]) -> None:
         for bound in sockets:
             for option in _KEEPALIVE:
                 bound.setsockopt(*option)
+            # Here since what is accepted comes too late for it.
+            unpace(bound, str(bound.getsockname()[0]))
         lock = _claim(settings.data)
         source = cluster_secret(settings.data, settings.secret_file, environment, make=True)
         try:

@@ -104,6 +104,8 @@ async def _lose_patience(context: Context, batch: Batch, groups: Sequence[_Group
     those whom it could not do without, and those who had begun to deliver."""
     while groups:
         await trio.sleep(context.pace.patience_s)
+        # This process may be late itself: what came meanwhile is taken in first.
+        await trio.lowlevel.checkpoint()
         late = [group for group in groups if group.left]
         # Who delivers is no slow node: more likely this process, or the way, has much to do.
         stuck = [group for group in late if group.spared or not group.delivers]

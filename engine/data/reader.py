@@ -38,8 +38,14 @@ FIRST_BATCH_SIZE = 1 << 20
 AHEAD_SIZE_MIN = 256 * 1024
 """Sending less than this takes less time than a task that reads ahead."""
 
-DEPTH_MAX = 4
-"""Batches that are read ahead at most; 1 as long as the nodes keep up with the consumer."""
+WAITED_SIZE = 2
+"""Batches are so many times larger where nodes have to be waited for: each request to a member
+costs as much as 1 MiB more of it."""
+
+DEPTH_MAX = 2
+"""Batches that are read ahead at most; 1 as long as the nodes keep up with the consumer. What is
+under way leaves the processor's caches before it is used, so more of them cost more than they
+gain."""
 
 _CLOSE_S_MAX = 5.0
 
@@ -142,6 +148,8 @@ class ChunkStream:
         self._layout: Layout | None = None
         self._position = 0
         self._batch_size = FIRST_BATCH_SIZE
+        self._waited = False
+        """For nodes, when bytes were last handed out."""
         self._bad: dict[int, str] = {}
         """Fragments of this segment's chunk that failed, so that each is reported once."""
         self._current: Buffer | None = None
@@ -170,6 +178,7 @@ class ChunkStream:
         if ready is None:
             raise StopAsyncIteration
         self._current = ready.buffer
+        self._waited = ready.waited
         self._start_ahead(len(ready.content))
         return ready.content
 
@@ -279,7 +288,8 @@ class ChunkStream:
             buffer.release()
             raise
         self._position = end
-        self._batch_size = min(self._batch_size * 2, BATCH_SIZE_MAX)
+        size_max = BATCH_SIZE_MAX * (WAITED_SIZE if self._waited else 1)
+        self._batch_size = min(self._batch_size * 2, size_max)
         return _Chosen(batch, buffer, space_for(layout, start, end) <= INLINE_SIZE_MAX)
 
     async def _read(self, chosen: _Chosen) -> _Ready:

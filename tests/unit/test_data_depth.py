@@ -8,11 +8,12 @@ from trio.testing import MockClock
 
 from engine.config import StoreConfig
 from engine.data.context import BATCH_SIZE_MAX
-from engine.data.reader import DEPTH_MAX
+from engine.data.reader import DEPTH_MAX, WAITED_SIZE
 from tests.support.engine import pattern
 from tests.support.nodes import Cluster, open_cluster, segments, small_config
 
 MIB = 1 << 20
+LARGEST = WAITED_SIZE * BATCH_SIZE_MAX
 CONTENT = pattern(48 * MIB)
 DELAY_S = 0.005
 
@@ -51,9 +52,9 @@ async def test_the_latency_of_nodes_is_paid_a_few_times_only(patient_clock: Mock
         for node in cluster.nodes:
             node.delay_s = DELAY_S
         seconds, peak = await consume(cluster, staged)
-    # 15 batches, one after the other, would take 15 delays.
-    assert seconds < 8 * DELAY_S
-    assert peak <= (DEPTH_MAX + 1) * BATCH_SIZE_MAX
+    # 9 batches, one after the other, would take 9 delays.
+    assert seconds < 7 * DELAY_S
+    assert peak <= (DEPTH_MAX + 1) * LARGEST
 
 
 async def test_who_is_slower_than_the_nodes_has_one_batch_read_ahead(
@@ -64,7 +65,7 @@ async def test_who_is_slower_than_the_nodes_has_one_batch_read_ahead(
         for node in cluster.nodes:
             node.delay_s = DELAY_S
         _, peak = await consume(cluster, staged, pause_s=10 * DELAY_S)
-    assert peak <= 2 * BATCH_SIZE_MAX
+    assert peak <= 2 * LARGEST
 
 
 async def test_bytes_are_in_order_when_memory_ends_in_between(patient_clock: MockClock) -> None:
@@ -85,7 +86,7 @@ async def test_closing_ends_everything_that_is_read_ahead(patient_clock: MockClo
         for _ in range(5):
             await anext(stream)
         await trio.testing.wait_all_tasks_blocked()
-        assert cluster.store.buffers.outstanding > 2 * BATCH_SIZE_MAX
+        assert cluster.store.buffers.outstanding > 2 * LARGEST
         await stream.aclose()
         await trio.testing.wait_all_tasks_blocked()
         assert cluster.store.buffers.outstanding == cluster.store.buffers.budget.held == 0

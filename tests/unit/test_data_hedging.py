@@ -133,6 +133,21 @@ async def test_a_node_that_delivers_is_waited_for_twice_as_long(
         assert (late.memory.reads > before) == (pause < 2.0)
 
 
+async def test_what_came_while_this_process_was_late_is_no_reason_to_ask_others(
+    patient_clock: MockClock,
+) -> None:
+    content = pattern(9_000)
+    # Answers and the end of patience are found in one go, in an order that is chance.
+    for _ in range(12):
+        async with open_cluster(remote=REMOTE) as cluster:
+            staged = await cluster.put(content)
+            for node in cluster.nodes:
+                node.delay_s = PATIENCE_S_FIRST
+            await cluster.get(staged)
+            for index in (4, 5):
+                assert node_with(cluster, index, staged).memory.reads == 0
+
+
 async def test_local_nodes_beside_slow_ones_are_read_as_ever(patient_clock: MockClock) -> None:
     content = pattern(9_000)
     async with open_cluster(remote=(0, 2)) as cluster:

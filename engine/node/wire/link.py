@@ -23,11 +23,12 @@ import trio
 
 from engine.node.contract import Buffer
 from engine.node.wire.auth import Signer
+from engine.node.wire.loopback import unpace
 
 _HEAD_MAX: Final = 4096
 _BUFFERS_MAX: Final = 1024
 """What one call takes (IOV_MAX)."""
-_TOGETHER: Final = 256 << 10
+_TOGETHER: Final = 1 << 20
 """Bytes of a body that a call is woken for: each waking costs about as much as receiving them."""
 _TOGETHER_MIN: Final = 64 << 10
 _SLOW_S: Final = 0.25
@@ -335,6 +336,7 @@ async def _connect_socket(
     try:
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        unpace(sock, str(address[0]))
         code = sock.connect_ex(address)
         if code in _PENDING:
             await trio.lowlevel.wait_writable(sock.fileno())
