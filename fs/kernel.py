@@ -5,14 +5,15 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import select
 import subprocess
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pyfuse3
 import structlog
+
+from fs.incoming import Incoming
 
 READ_AHEAD_KB = 4096
 _MNT_FORCE = 1
@@ -107,41 +108,17 @@ def freed_when_killed(target: Path, log: structlog.typing.FilteringBoundLogger) 
         shell.wait(_HELPER_S)
 
 
-def surely_readable(
-    wait: Callable[[], Awaitable[bool]], descriptor: int, gone: Callable[[], None]
-) -> Callable[[], Awaitable[bool]]:
-    """Return ``wait`` so that it says True only while there is something to read; ``gone`` is
-    called when the connection is over, which may be long before its last request ends.
-
-    A request that the kernel has announced vanishes when its caller is interrupted, and the
-    announcement of an interrupt when the request is answered first; both happen between the
-    announcement and the read. Then the read, which blocks, would stop this whole process until
-    the kernel's next request.
-    """
-    poll = select.poll()
-    poll.register(descriptor, select.POLLIN)
-
-    async def wait_surely() -> bool:
-        while await wait():
-            for _, events in poll.poll(0):
-                if events & ~select.POLLIN:
-                    gone()
-                return True
-        return False
-
-    return wait_surely
-
-
-def read_without_blocking(gone: Callable[[], None]) -> None:
-    """Call between ``pyfuse3.init`` and ``pyfuse3.main``.
+def read_by(incoming: Incoming) -> None:
+    """Let pyfuse3 wait for requests by ``incoming``. Call between ``pyfuse3.init`` and
+    ``pyfuse3.main``.
 
     pyfuse3 looks its function up by name each time. Should a later version not have it, the
-    mount does without: it is slower to react then, not wrong.
+    mount does without: it is slower then, and to react, not wrong.
     """
-    wait = getattr(pyfuse3, "_wait_fuse_readable", None)
     descriptor = _descriptor()
-    if wait is not None and descriptor is not None:
-        pyfuse3._wait_fuse_readable = surely_readable(wait, descriptor, gone)  # type: ignore[attr-defined]
+    if descriptor is not None and hasattr(pyfuse3, "_wait_fuse_readable"):
+        incoming.listen(descriptor)
+        pyfuse3._wait_fuse_readable = incoming.wait
 
 
 def _descriptor() -> int | None:

@@ -26,8 +26,9 @@ from engine.engine import Engine
 from engine.errors import ConfigError, NoSuchBucket
 from fs.cache_folder import CacheFolder
 from fs.disk_cache import DiskCache
+from fs.incoming import Incoming
 from fs.invalidation import Invalidation
-from fs.kernel import abort, freed_when_killed, raise_read_ahead, read_without_blocking
+from fs.kernel import abort, freed_when_killed, raise_read_ahead, read_by
 from fs.metrics import MountMetrics
 from fs.operations import Operations
 from fs.options import MountOptions
@@ -119,7 +120,8 @@ async def run_mount(
     # Not in a thread: nothing else runs yet.
     check_target(options)
     view = await _view(engine, options, log)
-    guard = Guard(log, options.handler_s, metrics)
+    incoming = Incoming(partial(_kernel_is_gone, stop, log))
+    guard = Guard(log, options.handler_s, metrics, incoming)
     operations = Operations(view, guard, Space(engine, options.bucket))
     if metrics is not None:
         metrics.watch(view, operations)
@@ -131,10 +133,10 @@ async def run_mount(
             "--allow-other, user_allow_other in /etc/fuse.conf, is needed)"
         ) from error
     try:
-        read_without_blocking(partial(_kernel_is_gone, stop, log))
+        read_by(incoming)
         services = operations.services + ([] if metrics is None else [metrics.keep_up])
         with freed_when_killed(options.target, log):
-            await _serve(view, operations, guard, services, stop=stop, ready=ready)
+            await _serve(view, operations, guard, incoming, services, stop=stop, ready=ready)
     finally:
         pyfuse3.close(unmount=True)
         if view.cache is not None:
@@ -176,6 +178,7 @@ async def _serve(
     view: View,
     operations: Operations,
     guard: Guard,
+    incoming: Incoming,
     services: list[Service],
     *,
     stop: trio.Event,
@@ -198,6 +201,7 @@ async def _serve(
                 view.log.warning(
                     "stopping although requests still run", limit_s=STOP_S, running=guard.running
                 )
+            incoming.end()
             pyfuse3.terminate()
             if patience.cancelled_caught:
                 serving.cancel_scope.cancel()

@@ -7,10 +7,11 @@ cancellation, which is the mount's own end.
 from __future__ import annotations
 
 import errno
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from functools import wraps
 from time import perf_counter
-from typing import ParamSpec, Protocol, TypeVar
+from types import coroutine
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 import pyfuse3
 import structlog
@@ -27,6 +28,16 @@ class Meter(Protocol):
         """Take note of an answer; ``number``: its errno, 0 for success."""
 
 
+class Readers(Protocol):
+    """Those who read the kernel's requests; see ``fs.incoming``."""
+
+    def suspended(self) -> None:
+        """A request waits for something."""
+
+    def resumed(self) -> None:
+        """It is answered."""
+
+
 class Guard:
     """Wraps handlers; ``counts`` are requests by handler, ``errors`` those by handler and errno."""
 
@@ -35,9 +46,11 @@ class Guard:
         log: structlog.typing.FilteringBoundLogger,
         limit_s: float,
         meter: Meter | None = None,
+        readers: Readers | None = None,
     ) -> None:
         self._log = log
         self._meter = meter
+        self._readers = readers
         self._limit_s = limit_s
         self.counts: dict[str, int] = {}
         self.errors: dict[tuple[str, int], int] = {}
@@ -107,7 +120,9 @@ class Guard:
                 meter.answered(name, number, perf_counter() - began)
             raise pyfuse3.FUSEError(number)
 
-        return guarded
+        return (
+            guarded if self._readers is None else wraps(handler)(_telling(guarded, self._readers))
+        )
 
     def wrapped_quick(
         self, name: str, quick: Callable[P, T | None], guarded: Callable[P, Awaitable[T]]
@@ -164,6 +179,43 @@ class Guard:
                 error=str(error) or type(error).__name__,
             )
         return number
+
+
+def _telling(
+    handler: Callable[P, Coroutine[Any, Any, T]], readers: Readers
+) -> Callable[P, Awaitable[T]]:
+    """Return ``handler`` so that ``readers`` are told when a request begins to wait, and when such
+    a request ends. Of one that never waits, as most, they hear nothing."""
+
+    @coroutine
+    def told(*args: P.args, **kwargs: P.kwargs) -> Generator[Any, Any, T]:
+        running = handler(*args, **kwargs)
+        try:
+            wish = running.send(None)
+        except StopIteration as stop:
+            answer: T = stop.value
+            return answer
+        readers.suspended()
+        failure: BaseException | None = None
+        try:
+            # What ``yield from`` does, which cannot begin in the middle.
+            while True:
+                try:
+                    got = yield wish
+                except BaseException as error:  # noqa: BLE001, ASYNC103  handed on
+                    failure = error
+                if failure is None:
+                    wish = running.send(got)
+                else:
+                    thrown, failure = failure, None
+                    wish = running.throw(thrown)
+        except StopIteration as stop:
+            answer = stop.value
+            return answer
+        finally:
+            readers.resumed()
+
+    return told
 
 
 def _errno_of_first(error: BaseException) -> int | None:
