@@ -120,7 +120,8 @@ def _check_configuration(api: Api, raw: bytes) -> Pairs:
 async def head_bucket(api: Api, request: S3Request) -> Response:
     info = await api.engine.bucket(request.bucket)
     region = (info.region or api.config.region).encode()
-    return Response(200, [XML_TYPE, (b"x-amz-bucket-region", region)])
+    answer = [XML_TYPE, (b"x-amz-bucket-region", region), (b"x-amz-access-point-alias", b"false")]
+    return Response(200, answer)
 
 
 async def delete_bucket(api: Api, request: S3Request) -> Response:

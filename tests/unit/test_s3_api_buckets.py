@@ -140,6 +140,7 @@ async def test_head_bucket_tells_existence_without_a_document(s3: S3Server) -> N
     there = await s3.request("HEAD", "/bucket")
     assert (there.status, there.body) == (200, b"")
     assert there.headers["x-amz-bucket-region"] == "us-east-1"
+    assert there.headers["x-amz-access-point-alias"] == "false"
     absent = await s3.request("HEAD", "/absent")
     assert (absent.status, absent.body) == (404, b"")
 
