@@ -86,6 +86,9 @@ def _check_create_headers(request: S3Request) -> None:
         elif name == b"x-amz-object-ownership":
             if value != b"BucketOwnerEnforced":
                 raise s3_error("NotImplemented", Header=name.decode())
+        elif name == b"x-amz-bucket-namespace":
+            if value != b"global":
+                raise s3_error("NotImplemented", Header=name.decode())
         elif name == b"x-amz-bucket-object-lock-enabled":
             if value.lower() == b"true":
                 raise s3_error("NotImplemented", Header=name.decode())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engine.errors import InvalidArgument, InvalidRange, NoSuchUpload
+from engine.errors import InvalidArgument, InvalidRange, NoSuchUpload, PreconditionFailed
 from engine.http.message import Response
 from engine.ids import UploadId
 from engine.meta.records import Checksum
@@ -29,7 +29,7 @@ from s3.responses import (
     version_headers,
     xml_response,
 )
-from s3.times import iso_time
+from s3.times import iso_time, parse_time
 from s3.upload_ids import parse_upload_id, show_upload_id
 from s3.xml import Element, boolean, element, malformed, parse
 
@@ -37,6 +37,7 @@ PAGE_MAX = 1000
 _ALGORITHM = b"x-amz-checksum-algorithm"
 _TYPE = b"x-amz-checksum-type"
 _SIZE = "x-amz-mp-object-size"
+_INITIATED = "x-amz-if-match-initiated-time"
 
 
 def upload_param(request: S3Request) -> str:
@@ -350,5 +351,14 @@ def _announced_size(request: S3Request) -> int | None:
 
 async def abort_upload(api: Api, request: S3Request) -> Response:
     upload_id = parse_upload_id(upload_param(request))
+    initiated = request.header(_INITIATED.encode())
+    if initiated is not None:
+        wanted_ms = parse_time(initiated.strip())
+        if wanted_ms is None:
+            raise s3_error("InvalidArgument", ArgumentName=_INITIATED, ArgumentValue=initiated)
+        upload = await api.engine.upload(request.bucket, request.key, upload_id)
+        # An upload's time never changes, so nothing can come between this and the abort.
+        if upload.started_ms // 1000 != wanted_ms // 1000:
+            raise PreconditionFailed(_INITIATED)
     await api.engine.abort_upload(request.bucket, request.key, upload_id)
     return no_content()

@@ -318,3 +318,22 @@ async def test_part_copies_that_are_refused(
     assert (await copy_part(s3, upload_id, 1, source, **headers)).code == code
     listed = await s3.get("/bucket/key", f"uploadId={upload_id}")
     assert listed.xml.findall("Part") == []
+
+
+async def test_an_abort_may_name_the_time_at_which_the_upload_began(s3: S3Server) -> None:
+    upload_id = await create(s3)
+    initiated = (await s3.get("/bucket", "uploads")).text("Upload/Initiated")
+    assert initiated is not None
+
+    async def abort(time: str) -> Answer:
+        headers = {"x-amz-if-match-initiated-time": time}
+        return await s3.request("DELETE", "/bucket/key", f"uploadId={upload_id}", headers=headers)
+
+    for time, status, code in (
+        ("Sun, 06 Nov 1994 08:49:37 GMT", 412, "PreconditionFailed"),
+        ("yesterday", 400, "InvalidArgument"),
+    ):
+        refused = await abort(time)
+        assert (refused.status, refused.code) == (status, code)
+    assert (await abort(initiated)).status == 204
+    assert (await s3.get("/bucket", "uploads")).texts("Upload") == []
