@@ -44,11 +44,11 @@ def check_read(conditions: Conditions, record: VersionRecord) -> None:
         raise PreconditionFailed("If-Unmodified-Since")
     if conditions.if_none_match is not None:
         if _matches(conditions.if_none_match, record.etag):
-            raise NotModified(record.etag, record.modified_ms)
+            raise NotModified(record.etag, record.modified_ms, record.headers)
     elif conditions.if_modified_since_ms is not None and _modified(conditions, record) <= _seconds(
         conditions.if_modified_since_ms
     ):
-        raise NotModified(record.etag, record.modified_ms)
+        raise NotModified(record.etag, record.modified_ms, record.headers)
 
 
 def check_write(

@@ -12,6 +12,8 @@ Whose fault an error is shows in its branch:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 __all__ = [
     "BadDigest",
     "BadPart",
@@ -193,10 +195,14 @@ class QuotaExceeded(RequestError):
 class NotModified(RequestError):
     """A conditional read whose answer is that nothing changed (RFC 9110, section 15.4.5)."""
 
-    def __init__(self, etag: str, modified_ms: int) -> None:
+    def __init__(
+        self, etag: str, modified_ms: int, headers: Sequence[tuple[str, str]] = ()
+    ) -> None:
         super().__init__("not modified")
         self.etag = etag
         self.modified_ms = modified_ms
+        self.headers = headers
+        """Standard headers that are kept with the object, by lower-case name."""
 
 
 class ConditionConflict(ConflictError):

@@ -20,7 +20,7 @@ from s3.cors import actual_headers
 from s3.errors import S3Error, s3_error, translate
 from s3.expected_owner import HEADER, check_owner
 from s3.request import S3Request, bucket_name_problem, parse_request
-from s3.responses import Headers, error_response, quoted
+from s3.responses import STANDARD_HEADERS, Headers, error_response, quoted
 from s3.routing import MethodNotAllowed, Route, find_route
 from s3.times import http_date
 
@@ -199,9 +199,16 @@ def error_headers(error: EngineError) -> Headers:
                 (b"x-amz-version-id", error.version_id.encode()),
             ]
         case engine_errors.NotModified():
+            kept = dict(error.headers)
+            # Caches go on with what they have for as long as these say (RFC 9110, 15.4.5).
             return [
                 (b"ETag", quoted(error.etag)),
                 (b"Last-Modified", http_date(error.modified_ms)),
+                *(
+                    (STANDARD_HEADERS[name], kept[name].encode("latin-1"))
+                    for name in ("cache-control", "expires")
+                    if name in kept
+                ),
             ]
         case engine_errors.InvalidRange():
             return [(b"Content-Range", b"bytes */%d" % error.size)]

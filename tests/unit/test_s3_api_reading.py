@@ -1,4 +1,4 @@
-"""The S3 API over HTTP: reading a part of an object that may have changed meanwhile."""
+"""The S3 API over HTTP: reading what may have changed since the client read it before."""
 
 from __future__ import annotations
 
@@ -49,3 +49,18 @@ async def test_a_range_outside_of_another_version_is_no_error(s3: S3Server) -> N
     assert (answer.status, answer.body) == (200, b"short")
     refused = await s3.get("/bucket/key", range="bytes=100-")
     assert (refused.status, refused.code) == (416, "InvalidRange")
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_what_is_unchanged_says_again_how_long_it_may_be_cached(
+    s3: S3Server, method: str
+) -> None:
+    kept = {"cache_control": "max-age=60", "expires": "Thu, 01 Jan 2037 00:00:00 GMT"}
+    put = await s3.put("/bucket/key", b"x", content_language="de", **kept)
+    headers = {"if-none-match": put.headers["etag"]}
+    answer = await s3.request(method, "/bucket/key", headers=headers)
+    assert (answer.status, answer.body) == (304, b"")
+    assert answer.headers["etag"] == put.headers["etag"]
+    assert answer.headers["cache-control"] == kept["cache_control"]
+    assert answer.headers["expires"] == kept["expires"]
+    assert "content-language" not in answer.headers
