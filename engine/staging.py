@@ -14,7 +14,7 @@ from engine.data.writer import StagedData
 from engine.ids import BucketId, DataId
 from engine.meta.records import Checksum, ChunkData, ChunkOwner, InlineData
 from engine.objects import DEFAULT_CHECKSUM, MD5, Objects
-from engine.opened import BufferStream, ObjectStream
+from engine.opened import BufferStream, ObjectStream, OpenedObject
 from engine.store import Store, key_bytes
 from engine.types import NO_CONDITIONS, Attributes, Conditions, ObjectInfo, Source
 
@@ -69,6 +69,30 @@ class StagedObject:
         return await self._objects.commit_put(
             bucket, key, key_bytes(key), self._staged, attributes, checksums, conditions, None
         )
+
+    async def commit_opened(
+        self,
+        bucket: str,
+        key: str,
+        *,
+        attributes: Attributes,
+        conditions: Conditions = NO_CONDITIONS,
+    ) -> OpenedObject:
+        """``commit``, and return the new version pinned: whatever others do at once, it can be
+        read until the caller closes it."""
+        data, inline = self._staged.data, None
+        if isinstance(data, InlineData):
+            inline = data.data
+        elif not isinstance(data, ChunkData):
+            inline = self._staged.inline
+        sessions = self._store.sessions
+        pin = sessions.read_started()
+        try:
+            info = await self.commit(bucket, key, attributes=attributes, conditions=conditions)
+        except BaseException:
+            sessions.read_ended(pin)
+            raise
+        return OpenedObject(self._store, info, inline, pin)
 
     async def discard(self) -> None:
         """Delete the bytes. Never raises; shielded and limited in time."""

@@ -111,11 +111,18 @@ class KeySource:
 
     def __init__(self, view: View, node: Node) -> None:
         self._view = view
+        self._node = node
         self._bucket = node.bucket
         self._prefix = node.key
         self._base = node.base
 
     async def page(self, after: str, last_more: bytes) -> Page:
+        prefix = self._node.key
+        if prefix != self._prefix:
+            # The directory, or one that it is in, was renamed while it is open.
+            if after:
+                after = prefix + after[len(self._prefix) :]
+            self._prefix, self._base = prefix, self._node.base
         # Before the keys are read: what is committed meanwhile is in one of the two, or in both.
         unsaved = self._unsaved()
         found = await self._view.paths.page(self._bucket, self._prefix, after, PAGE)

@@ -341,7 +341,7 @@ class Draft:
             self._unsaved_close = True
             raise self._refused[1]
         try:
-            info = await self._store()
+            info, opened = await self._store()
         except (PreconditionFailed, NoSuchBucket) as error:
             self._failure = error
             await self._keep(error)  # noqa: ASYNC120  cancelled, the error is told to nobody
@@ -354,14 +354,20 @@ class Draft:
         self.base_id = info.record.data_id
         self._base_size = info.size
         node = self._node
+        unsure = node.size_unsure
         node.stand_for(info.record.data_id)
+        node.size_unsure = unsure
         # What the kernel has in its page cache is what it has written.
         node.cached = info.record.data_id
         self._shop.saved(node)
         self._show(self.stat._replace(ctime_ns=info.record.modified_ms * 1_000_000))
         await self._drop_base()
+        if opened is not None:
+            # Its bytes are here no more: who has it open reads them from the store.
+            self._base, self._reader = opened, self._shop.read_base(node, opened)
 
-    async def _store(self) -> ObjectInfo:
+    async def _store(self) -> tuple[ObjectInfo, OpenedObject | None]:
+        """Return what is there now, and open if its bytes are nowhere else."""
         node, content = self._node, self._content
         metadata = {k: v for k, v in self._metadata.items() if k not in STALE_WITH_OTHER_BYTES}
         metadata["mtime"] = format_time(self.stat.mtime_ns)
@@ -379,14 +385,14 @@ class Draft:
             except Exception as error:
                 self._failure = error
                 raise
-            info = await staged.commit(
+            opened = await staged.commit_opened(
                 node.bucket, node.key, attributes=attributes, conditions=conditions
             )
             content.committed()
             self._content = None
-            return info
+            return opened.info, opened
         assert content is not None
-        return await self._shop.engine.put(
+        info = await self._shop.engine.put(
             node.bucket,
             node.key,
             content.source(),
@@ -396,6 +402,7 @@ class Draft:
             check=_keep_checksum,
             conditions=conditions,
         )
+        return info, None
 
     async def _keep(self, error: Exception) -> None:
         """Put the bytes that were not committed into the recovery folder, and say so."""
@@ -441,8 +448,9 @@ class Draft:
                     if self._failure is None:
                         await self._keep(error)
             if self.dirty and not self.unlinked:
-                # The kernel's pages of the file are those of no version.
+                # The kernel's pages of the file are those of no version, as is its size.
                 self._node.cached = b""
+                self._node.size_unsure = True
             if self._content is not None:
                 await self._content.aclose()
             await self._drop_base()

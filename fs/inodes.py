@@ -64,6 +64,7 @@ class Node:
         "open_stat",
         "parent",
         "pristine",
+        "size_unsure",
         "unlinked",
         "version_id",
     )
@@ -96,6 +97,9 @@ class Node:
         self.changed = False
         """The kernel may know the size of another version than that for which it stands; who
         opens the file sees to it."""
+        self.size_unsure = False
+        """The kernel may go by another size than the file's: it was not told since that changed
+        without its doing."""
         self.dropping = 0
         """Open files whose ``open`` told the kernel to forget its pages, which it may not have
         done yet: nothing was heard of them since."""
@@ -114,7 +118,7 @@ class Node:
         """Let the inode be that of a version of its path from now on."""
         if self.data_id and self.data_id != data_id:
             self.pristine = False
-            self.changed = True
+            self.changed = self.size_unsure = True
         self.data_id = data_id
 
     @property

@@ -59,8 +59,10 @@ class WriteHandle:
         return await self._draft.read(offset, size)
 
     async def write(self, offset: int, data: bytes) -> int:
-        # The end may have moved since the kernel looked.
-        return await self._draft.write(None if self._append else offset, data)
+        # The kernel says where the end is, unless it may be mistaken. And not all that it writes by
+        # such a descriptor is appended: it may take any to write back what is mapped into memory.
+        at_end = self._append and self.node.size_unsure
+        return await self._draft.write(None if at_end else offset, data)
 
     async def flush(self) -> None:
         if self.writable and self._draft.told:

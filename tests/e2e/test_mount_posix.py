@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import mmap
 import os
 import shutil
 import stat
@@ -267,6 +268,50 @@ def test_rename_flags(place: Path) -> None:
     # Deviation: two names are never exchanged.
     refused(errno.EINVAL, rename2, place / "two", place / "three", EXCHANGE)
     assert (place / "three").read_bytes() == b"one"
+
+
+def test_an_open_directory_follows_a_rename(place: Path) -> None:
+    (place / "above/dir").mkdir(parents=True)
+    (place / "above/dir/one").touch()
+    descriptor = os.open(place / "above/dir", os.O_RDONLY | os.O_DIRECTORY)
+    assert os.listdir(descriptor) == ["one"]
+    os.rename(place / "above", place / "other")
+    (place / "other/dir/two").touch()
+    assert sorted(os.listdir(descriptor)) == ["one", "two"]
+    os.close(descriptor)
+
+
+def test_what_is_mapped_is_written_in_its_place_also_by_a_descriptor_that_appends(
+    place: Path,
+) -> None:
+    path = place / "file"
+    path.write_bytes(bytes(10_000))
+    with path.open("r+b") as file, path.open("ab", buffering=0) as log:
+        log.write(b"one")
+        with mmap.mmap(file.fileno(), 10_000) as view:
+            view[3:5] = view[9998:10_000] = b"MM"
+        log.write(b"two")
+    with path.open("a+b", buffering=0) as file, mmap.mmap(file.fileno(), 10_006) as view:
+        view[0:2] = b"MM"
+    assert path.read_bytes() == b"MM\0MM" + bytes(9993) + b"MM" + b"onetwo"
+
+
+@pytest.mark.parametrize("size", [1000, 300_000, 3_000_000])
+@pytest.mark.parametrize("how", ["unlinked", "replaced"])
+def test_a_committed_file_without_a_name_is_read_on(place: Path, size: int, how: str) -> None:
+    path, other, data = place / "file", place / "other", os.urandom(size)
+    other.write_bytes(b"other")
+    with path.open("w+b", buffering=0) as file:
+        for first in range(0, size, 100_000):
+            file.write(data[first : first + 100_000])
+        os.fsync(file.fileno())
+        if how == "unlinked":
+            path.unlink()
+        else:
+            other.rename(path)
+        assert os.pread(file.fileno(), size + 1, 0) == data
+        os.pwrite(file.fileno(), b"X", 10)
+        assert os.pread(file.fileno(), 20, 0) == data[:10] + b"X" + data[11:20]
 
 
 def test_open_files_follow_a_rename(place: Path) -> None:

@@ -256,6 +256,33 @@ def test_a_file_replaced_through_s3_is_not_overwritten(tmp_path: Path) -> None:
         assert kept(mount) == [b"mine"]
 
 
+def test_appending_goes_to_the_end_that_somebody_else_moved(tmp_path: Path) -> None:
+    data = tmp_path / "store"
+    with mounted(data, tmp_path / "mnt") as mount:
+        path = mount.path / "file"
+        for other in (b"longer than before", b"short", b"", b"long again"):
+            path.write_bytes(b"mine")
+            assert path.stat().st_size == 4
+            replace(data, "file", other)
+            descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
+            os.write(descriptor, b"+")
+            os.write(descriptor, b"++")
+            os.close(descriptor)
+            assert content(data, "file") == other + b"+++"
+
+
+def test_a_long_file_is_read_on_by_its_writer_though_it_was_replaced(tmp_path: Path) -> None:
+    data, expected = tmp_path / "store", pattern(3 * MIB)
+    with mounted(data, tmp_path / "mnt") as mount:
+        with (mount.path / "file").open("w+b", buffering=0) as file:
+            file.write(expected)
+            os.fsync(file.fileno())
+            replace(data, "file", b"theirs")
+            assert os.pread(file.fileno(), 4 * MIB, 0) == expected
+        assert content(data, "file") == b"theirs"
+        assert mount.troubles == []
+
+
 @pytest.mark.parametrize("size", [1000, 10 * MIB])
 def test_a_kill_while_writing_leaves_the_old_and_nothing_half(tmp_path: Path, size: int) -> None:
     data = tmp_path / "store"
