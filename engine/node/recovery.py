@@ -6,7 +6,7 @@ A volume that no process appends to is walked from ``indexed_to`` on:
 * one with a blank commit record was never acknowledged: dead space;
 * bytes that are no header: the next header is searched at every multiple of 512. If a later commit
   says that what lies before the gap's end was durable once, the gap is *damage* and is reported;
-  else it was never synced, thus never acknowledged. What follows the last needle is cut off.
+  else it was never synced, thus never acknowledged. What follows the last needle becomes filler.
 
 Tombstones are collected over all volumes and applied last, so the order of volumes is no matter;
 they name the needle's place, so they never hit a later needle of the same fragment. One that names
@@ -22,7 +22,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 from engine.ids import FragmentId
@@ -37,13 +37,17 @@ from engine.node.needle import (
     FILLER,
     HEADER_SIZE,
     NEEDLE_OVERHEAD,
+    NO_FRAGMENT,
+    PAGE,
     TOMBSTONES,
     Source,
     Tombstone,
     align,
     extent_size,
+    pack_header,
 )
 from engine.node.scan import Found, Gap, VolumeReader
+from engine.node.volume import FULL_ERRORS
 
 _BATCH = 4096
 
@@ -66,8 +70,8 @@ class RecoveryReport:
     """Needles entered into the index."""
     abandoned: int = 0
     """Needles that were begun and never acknowledged."""
-    cut_bytes: int = 0
-    """Bytes cut off behind the last needle of a volume."""
+    given_up_bytes: int = 0
+    """Bytes behind the last needle of a volume: nothing that was acknowledged."""
     missing: int = 0
     """Needles of volumes that are gone."""
     damage: list[Damage] = field(default_factory=list)
@@ -90,6 +94,8 @@ class _Tail:
     damage: list[Damage] = field(default_factory=list)
     gone: set[int] = field(default_factory=set)
     """Offsets of needles that had been in the index and were removed."""
+    full: bool = False
+    """The drive has no room to mark the end: nothing more is written to the volume."""
 
 
 class Recovery:
@@ -216,7 +222,7 @@ class Recovery:
                 damage = Damage(row.number, tail.end, reader.size - tail.end, "unreadable")
                 tail.damage.append(damage)
             else:
-                self._cut(fd, reader, tail)
+                self._close(fd, reader, tail)
             self._load(tail)
         finally:
             self._disk.close(fd)
@@ -251,6 +257,16 @@ class Recovery:
                 # A crash lost part of it: it was not acknowledged.
                 self.report.abandoned += 1
                 self._blank(fd, item.header.offset)
+        self._fill(fd, tail, [gap for gap in gaps if tail.durable_to <= gap.offset < tail.end])
+
+    def _fill(self, fd: int, tail: _Tail, gaps: list[Damage]) -> None:
+        """Say that there is nothing where headers were lost before they were durable: what is
+        written behind them from now on would say that they had been."""
+        for gap in gaps:
+            header = pack_header(FILLER, tail.row.uuid, gap.offset, NO_FRAGMENT, gap.size)
+            write_all(self._disk, fd, [header + BLANK], gap.offset)
+        if gaps:
+            self._disk.fdatasync(fd)
 
     def _settle(self, reader: VolumeReader, tail: _Tail) -> None:
         """Accept the needles that a later one says are durable, without reading them: should
@@ -265,10 +281,28 @@ class Recovery:
                 rest.append(item)
         tail.unsure = rest
 
-    def _cut(self, fd: int, reader: VolumeReader, tail: _Tail) -> None:
-        """Let the file end where its last extent does: all of that need not have been written."""
-        if tail.end != reader.size and tail.end != align(reader.size):
-            self.report.cut_bytes += max(0, reader.size - tail.end)
+    def _close(self, fd: int, reader: VolumeReader, tail: _Tail) -> None:
+        """Let the volume go on behind all that was ever written to it, whatever became of that: a
+        tombstone, or what the index knows to be gone, may name a place there.
+        """
+        end = align(reader.size)
+        if tail.end < end:
+            self.report.given_up_bytes += end - tail.end
+            rest = Damage(tail.row.number, tail.end, end - tail.end, "tail")
+            try:
+                self._fill(fd, tail, [rest])
+            except OSError as error:
+                if error.errno not in FULL_ERRORS:
+                    raise
+                tail.full = True
+                return
+            begin = (tail.end + NEEDLE_OVERHEAD + PAGE - 1) & -PAGE
+            if begin < end & -PAGE:
+                with suppress(OSError):  # it is dead space then, until compaction
+                    self._disk.punch_hole(fd, begin, (end & -PAGE) - begin)
+            tail.end = end
+        elif end < tail.end:
+            # Nothing came to the end of the last extent.
             self._disk.ftruncate(fd, tail.end)
             self._disk.fdatasync(fd)
 
@@ -303,10 +337,11 @@ class Recovery:
             return
         if header.kind == COPY and commit.source.uuid in self._uuids:
             self._copies[Source(tail.row.uuid, header.offset)] = commit.source
-            if not self._rebuild:
+            place = tail.row.number, header.offset
+            if not self._rebuild and self._index.find(header.fragment) != (*place, commit.size):
                 # Compaction makes the index durable before it lets go of the source: this copy
                 # was never put in its place.
-                self._unused.append((tail.row.number, header.offset))
+                self._unused.append(place)
                 return
         if header.offset not in tail.gone:
             self.report.replayed += 1
@@ -335,7 +370,7 @@ class Recovery:
             self._disown(number, offset)
         for tail in tails:
             self.report.damage += tail.damage
-            if tail.damage and tail.row.state == OPEN:
+            if (tail.damage or tail.full) and tail.row.state == OPEN:
                 self._index.set_state(tail.row.number, READ_ONLY)
         self._index.finish([(t.row.number, t.end, t.tombstone_bytes) for t in tails])
 

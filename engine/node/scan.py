@@ -12,6 +12,7 @@ from engine.node.needle import (
     ALIGNMENT,
     BLANK,
     FILE_HEADER_SIZE,
+    FILLER,
     HEADER_SIZE,
     NEEDLE_MAGIC,
     NEEDLE_OVERHEAD,
@@ -127,6 +128,8 @@ class VolumeReader:
             yield found
             if found.commit is not None:
                 at += found.commit.extent
+            elif found.header.kind == FILLER:
+                at += found.header.extent  # whatever was there before
             else:
                 # Its extent may have been shortened by a commit record that is lost.
                 end = at + found.header.extent

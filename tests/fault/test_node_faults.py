@@ -313,7 +313,7 @@ def test_damaged_file_header_is_reported_and_the_needles_are_found(tmp_path: Pat
     drive.close()
 
 
-def test_torn_tail_is_cut_off(tmp_path: Path) -> None:
+def test_torn_tail_is_given_up_and_never_written_to_again(tmp_path: Path) -> None:
     filled(tmp_path)
     (volume,) = (tmp_path / "volumes").iterdir()
     size = volume.stat().st_size
@@ -322,9 +322,16 @@ def test_torn_tail_is_cut_off(tmp_path: Path) -> None:
         file.write(b"LdNd" + b"\xff" * 3_000)
     drive = reopen(tmp_path)
     assert drive.report.damage == []
-    assert drive.report.cut_bytes > 0
-    assert volume.stat().st_size <= (size + 511) // 512 * 512
+    assert drive.report.given_up_bytes > 3_000
     assert len(everything(drive)) == 7
+    end = (volume.stat().st_size + 511) // 512 * 512
+    put(drive, fragment(20), b"x")
+    assert [offset for *_, offset, _ in drive.index.needles_in(1)][-1] == end
+    drive.close()
+    lose_index(tmp_path)
+    drive = reopen(tmp_path)
+    assert drive.report.damage == []
+    assert len(everything(drive)) == 8
     drive.close()
 
 

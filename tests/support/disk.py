@@ -185,16 +185,22 @@ class OperationLog:
     def materialize(self, crash_at: int, seed: int, target: Path) -> None:
         """Write to ``target`` (made anew) what a power failure after ``crash_at`` operations
         might leave: synced bytes are there; others are there, lost, or torn at sectors; names
-        whose folder was not synced are old or new. Folders themselves always survive.
+        whose folder was not synced are old or new. Folders themselves always survive. A sector
+        that is written back is as it was in memory then, with all that came to it before.
 
         Every eighth seed keeps everything, as when only the process is killed.
         """
         chance = random.Random(seed)
         keep = seed % 8 == 7
         contents = {file: bytearray(data) for file, data in self._initial.items()}
+        cached = {file: bytearray(data) for file, data in self._initial.items()}
         done = self.operations[:crash_at]
-        for index, operation in self._surviving_writes(done, chance, keep=keep):
-            _apply(contents, operation, None if index < 0 else chance)
+        for fate, operation in self._fates(done, chance, keep=keep):
+            _apply(cached, operation)
+            if isinstance(operation, Write):
+                _write_back(contents, cached, operation, fate, chance)
+            elif fate:
+                _apply(contents, operation)
         names = self._surviving_names(done, chance, keep=keep)
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir(parents=True)
@@ -203,10 +209,10 @@ class OperationLog:
         for name, file in names.items():
             (target / name).write_bytes(contents.get(file, b""))
 
-    def _surviving_writes(
+    def _fates(
         self, done: Sequence[Operation], chance: random.Random, *, keep: bool
-    ) -> Iterator[tuple[int, Operation]]:
-        """Yield (-1, operation) of what survives whole, (1, operation) of what may be torn.
+    ) -> Iterator[tuple[float, Operation]]:
+        """Yield each change of a file, and how likely each of its sectors survives.
 
         Half of the files lose their unsynced writes at random; the others lose all that came
         after some moment: else a journal would hardly ever survive beyond its first records.
@@ -222,13 +228,12 @@ class OperationLog:
                 cut[file] = chance.randint(since, len(done)) if chance.random() < 0.5 else None
             moment = cut[file]
             if keep or index < synced.get(file, -1) or (moment is not None and index < moment):
-                yield -1, operation
+                yield 1.0, operation
             elif moment is None:
-                fate = chance.random()
-                if fate < 0.35:
-                    yield -1, operation
-                elif fate < 0.6:
-                    yield 1, operation
+                torn = 0.5 if isinstance(operation, Write) else 1.0
+                yield chance.choices([1.0, torn, 0.0], [0.35, 0.25, 0.4])[0], operation
+            else:
+                yield 0.0, operation
 
     def _surviving_names(
         self, done: Sequence[Operation], chance: random.Random, *, keep: bool
@@ -250,22 +255,31 @@ class OperationLog:
         return names
 
 
-def _apply(
-    contents: dict[int, bytearray], operation: Operation, chance: random.Random | None
+def _write_back(
+    contents: dict[int, bytearray],
+    cached: dict[int, bytearray],
+    write: Write,
+    fate: float,
+    chance: random.Random,
 ) -> None:
-    """Apply a change; with ``chance``, only some of the sectors of a write."""
+    """Write the sectors of a write back, each with the chance ``fate``, as they are in memory."""
+    content, memory = contents.setdefault(write.file, bytearray()), cached[write.file]
+    end = write.offset + len(write.data)
+    for begin in range(write.offset // SECTOR * SECTOR, end, SECTOR):
+        if fate == 1.0 or (fate and chance.random() < fate):
+            sector = memory[begin : begin + SECTOR]
+            if len(content) < begin:
+                content.extend(bytes(begin - len(content)))
+            content[begin : begin + len(sector)] = sector
+
+
+def _apply(contents: dict[int, bytearray], operation: Operation) -> None:
     match operation:
         case Write(file, offset, data):
             content = contents.setdefault(file, bytearray())
-            at = 0
-            while at < len(data):
-                size = min(len(data) - at, SECTOR - (offset + at) % SECTOR)
-                if chance is None or chance.random() < 0.5:
-                    begin = offset + at
-                    if len(content) < begin + size:
-                        content.extend(bytes(begin + size - len(content)))
-                    content[begin : begin + size] = data[at : at + size]
-                at += size
+            if len(content) < offset:
+                content.extend(bytes(offset - len(content)))
+            content[offset : offset + len(data)] = data
         case Truncate(file, size):
             content = contents.setdefault(file, bytearray())
             del content[size:]
