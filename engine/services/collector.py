@@ -132,7 +132,7 @@ async def _clear(store: Store, *keys: bytes) -> None:
 
 
 class _Batch:
-    """Chunks that are deleted together: one request and one sync per node, one transaction."""
+    """Chunks that are deleted together: one request and one sync per node, two transactions."""
 
     def __init__(self, store: Store, counts: _Counts) -> None:
         self._store = store
@@ -153,10 +153,7 @@ class _Batch:
         self._chunks, self._keys = [], []
 
     async def flush(self) -> None:
-        """Delete what was added: fragments first, then chunk rows, repairs and the other keys.
-
-        A node that does not answer gets stray rows: they are deleted when it is back.
-        """
+        """Delete what was added, and then the other keys."""
         chunks, keys = self._chunks, self._keys
         self.drop()
         for begin in range(0, len(chunks), BATCH):
@@ -165,35 +162,45 @@ class _Batch:
             await _clear(self._store, *keys)
 
     async def _delete(self, chunks: Sequence[ChunkId]) -> None:
+        """Delete the chunks' rows, and then the fragments, which are strays meanwhile.
+
+        So a chunk that has a row has its fragments, whoever looks, and those of nodes that do not
+        answer are deleted when these are back.
+        """
         store = self._store
-
-        async def read(tr: ReadTransaction) -> list[tuple[ChunkId, ChunkRecord]]:
-            rows = [(chunk_id, await tr.get(keyspace.chunk(chunk_id))) for chunk_id in chunks]
-            return [(chunk_id, decode_chunk(row)) for chunk_id, row in rows if row is not None]
-
-        found = await store.db.read(read)
-        by_node: dict[NodeId, list[FragmentId]] = {}
-        for chunk_id, record in found:
-            for index, node_id in enumerate(record.nodes):
-                by_node.setdefault(node_id, []).append(fragment_id(chunk_id, index))
-        asked = {node: names for node, names in by_node.items() if store.pool.usable(node)}
-        failed = by_node.keys() - asked.keys()
-        failed |= await delete_fragments(store.pool, asked, limiter=self._limiter)
         known = set(store.pool.ids())
 
-        async def write(tr: Transaction) -> None:
-            for chunk_id, record in found:
-                # Repair may have moved a fragment meanwhile: what the row names now goes too.
+        async def write(tr: Transaction) -> list[ChunkRecord]:
+            strays.clear()
+            found = []
+            for chunk_id in chunks:
                 row = await tr.get(keyspace.chunk(chunk_id))
-                nodes = decode_chunk(row).nodes if row is not None else record.nodes
-                for index, (before, now) in enumerate(zip(record.nodes, nodes, strict=True)):
-                    if now in known and (now in failed or now != before):
-                        tr.set(keyspace.stray(now, fragment_id(chunk_id, index)), b"")
+                if row is None:
+                    continue
+                found.append(record := decode_chunk(row))
+                for index, node_id in enumerate(record.nodes):
+                    if node_id in known:
+                        fragment = fragment_id(chunk_id, index)
+                        strays.setdefault(node_id, []).append(fragment)
+                        tr.set(keyspace.stray(node_id, fragment), b"")
                 tr.clear(keyspace.chunk(chunk_id))
                 tr.clear(keyspace.repair(chunk_id))
+            return found
 
-        await store.db.run(write)
-        for _, record in found:
+        strays: dict[NodeId, list[FragmentId]] = {}
+        found = await store.db.run(write)
+        asked = {node: names for node, names in strays.items() if store.pool.usable(node)}
+        failed = await delete_fragments(store.pool, asked, limiter=self._limiter)
+        await _clear(
+            store,
+            *(
+                keyspace.stray(node_id, fragment)
+                for node_id, fragments in asked.items()
+                if node_id not in failed
+                for fragment in fragments
+            ),
+        )
+        for record in found:
             self._counts.fragments += len(record.nodes)
             self._counts.bytes += record.size
 

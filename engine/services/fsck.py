@@ -20,6 +20,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import msgspec
+import trio
 
 from engine.ids import (
     BucketId,
@@ -58,6 +59,9 @@ NODE_PAGE = 1000
 USAGE_PAGE = 10_000
 DATED_BACK_MS_MAX = 60_000
 """Garbage is dated before it is committed; so much later none comes with an earlier date."""
+SUSPECTS_MAX = 10_000
+MOVED_S = 2.0
+"""A fragment is on its new node for so long, at most, before its chunk names it there."""
 
 Progress = Callable[[str, int, int], None]
 
@@ -229,19 +233,23 @@ class _Check:
                     bucket = BucketId(row_key[1:9])
                     size, count = seen.get(bucket, (0, 0))
                     seen[bucket] = (size + record.size, count + 1)
-                    await self._check_data(row_key, record)
+                    await self._check_data(row_key, row, record)
                 done += 1
                 if done % PROGRESS_EVERY == 0:
                     self._progress("versions", done, 0)
         return seen
 
-    async def _check_data(self, row_key: bytes, record: VersionRecord | PartRecord) -> None:
+    async def _check_data(
+        self, row_key: bytes, row: bytes, record: VersionRecord | PartRecord
+    ) -> None:
         problem = await self._data_problem(record.data, record)
-        if not problem or await self._get(row_key) is None:
+        if not problem:
             return
-        # Collection takes an upload's bytes before its part rows, and may have been cut short.
-        is_part = isinstance(record, PartRecord)
-        if not (is_part and await self._garbage.has_upload(row_key[1:-2])):
+        # Collection takes an upload's bytes before its part rows, and those before the garbage
+        # row: so the garbage is looked for first.
+        if isinstance(record, PartRecord) and await self._garbage.has_upload(row_key[1:-2]):
+            return
+        if await self._get(row_key) == row:
             self.counts.unreadable_chunks += 1
             self._problem(f"row {row_key!r}: {problem}")
 
@@ -273,7 +281,7 @@ class _Check:
 
     async def _check_parts(self) -> None:
         async for row_key, row in scan_prefix(self._store.db, keyspace.PART):
-            await self._check_data(row_key, decode_part(row))
+            await self._check_data(row_key, row, decode_part(row))
 
     async def _check_uploads(self) -> None:
         async for _ in scan_prefix(self._store.db, keyspace.UPLOAD):
@@ -288,16 +296,19 @@ class _Check:
         async for key, row in scan_prefix(self._store.db, keyspace.CHUNK):
             chunk_id, record = ChunkId(key[1:]), decode_chunk(row)
             self.counts.chunks += 1
-            if (
-                not await self._owned(chunk_id, record)
-                and not await self._garbage.has_chunk(chunk_id)
-                and await self._get(key) is not None
-            ):
+            if not await self._owned(chunk_id, record) and await self._is_orphan(chunk_id):
                 self.counts.orphan_chunks += 1
                 self._problem(f"chunk {chunk_id.hex()} has no owner")
             await self._check_fragments(chunk_id, record)
             if self.counts.chunks % PROGRESS_EVERY == 0 or self._deep:
                 self._progress("chunks", self.counts.chunks, total)
+
+    async def _is_orphan(self, chunk_id: ChunkId) -> bool:
+        """Return whether the chunk is there on a second look, and has no owner still."""
+        if await self._garbage.has_chunk(chunk_id):
+            return False
+        row = await self._get(keyspace.chunk(chunk_id))
+        return row is not None and not await self._owned(chunk_id, decode_chunk(row))
 
     async def _owned(self, chunk_id: ChunkId, record: ChunkRecord) -> bool:
         owner = record.owner
@@ -323,10 +334,10 @@ class _Check:
         states = await self._store.data.examine(chunk_id, record, deep=self._deep)
         self.counts.fragments += len(states)
         bad = [state for state in states if state.state != "whole"]
-        if not bad or await self._get(keyspace.chunk(chunk_id)) is None:
-            return
-        if await self._is_garbage(chunk_id, record):
+        if not bad or await self._is_garbage(chunk_id, record):
             return  # collection has taken some fragments already, and not yet all
+        if await self._get(keyspace.chunk(chunk_id)) is None:
+            return  # it has taken the chunk, and then the garbage row
         unchecked = 0
         for state in bad:
             if state.state == "damaged":
@@ -355,16 +366,31 @@ class _Check:
 
     async def _check_nodes(self) -> None:
         live = await self._live_sessions()
+        suspects: list[tuple[NodeId, FragmentId]] = []
         for node_id in self._store.pool.ids():
             try:
-                await self._check_node(node_id, live)
+                await self._check_node(node_id, live, suspects)
             except NodeError as error:
                 # What a node had that is gone for good is counted as missing, chunk by chunk.
                 if not self._store.pool.gone(node_id):
                     self.counts.unchecked_nodes += 1
                     self._problem(f"node {node_id.hex()} could not be asked: {error}")
+        for _, fragment in suspects:
+            if await self._get(keyspace.chunk(chunk_of(fragment)[0])) is not None:
+                # It may be moving: its chunk, or a stray, names it in a moment.
+                await trio.sleep(MOVED_S)
+                break
+        for node_id, fragment in suspects:
+            if not await self._is_settled(node_id, fragment, live):
+                self._orphan(node_id, fragment)
 
-    async def _check_node(self, node_id: NodeId, live: set[SessionId]) -> None:
+    def _orphan(self, node_id: NodeId, fragment: FragmentId) -> None:
+        self.counts.orphan_fragments += 1
+        self._problem(f"node {node_id.hex()}: {fragment.hex()} has no owner")
+
+    async def _check_node(
+        self, node_id: NodeId, live: set[SessionId], suspects: list[tuple[NodeId, FragmentId]]
+    ) -> None:
         node = self._store.pool.get(node_id)
         if node is None:
             raise NodeDown("it is not there")
@@ -372,12 +398,27 @@ class _Check:
         done = 0
         while page := await node.list(after, NODE_PAGE):
             for info in page:
-                if not await self._belongs(node_id, info.fragment, live):
-                    self.counts.orphan_fragments += 1
-                    self._problem(f"node {node_id.hex()}: {info.fragment.hex()} has no owner")
+                if await self._belongs(node_id, info.fragment, live):
+                    continue
+                if len(suspects) < SUSPECTS_MAX:
+                    suspects.append((node_id, info.fragment))
+                elif not await self._is_settled(node_id, info.fragment, live):
+                    self._orphan(node_id, info.fragment)
             after = page[-1].fragment
             done += len(page)
             self._progress("fragments on nodes", done, 0)
+
+    async def _is_settled(
+        self, node_id: NodeId, fragment: FragmentId, live: set[SessionId]
+    ) -> bool:
+        """Return whether, on a second look, the fragment belongs to the node or is not there."""
+        if await self._belongs(node_id, fragment, live):
+            return True
+        node = self._store.pool.get(node_id)
+        try:
+            return node is not None and await node.stat(fragment) is None
+        except NodeError:
+            return False
 
     async def _belongs(self, node_id: NodeId, fragment: FragmentId, live: set[SessionId]) -> bool:
         chunk_id, index = chunk_of(fragment)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import trio
 from engine.cluster.admin import Placing
 from engine.data.batch import layout_of
 from engine.errors import ConfigError, NoSpace, Unavailable
-from engine.ids import fragment_id
+from engine.ids import FragmentId, fragment_id
 from engine.meta import keyspace
 from engine.meta.records import decode_chunk
 from engine.services.census import census_status, take_census
@@ -29,6 +30,7 @@ from tests.support.engine import SeededRandom, pattern, put, read
 from tests.support.logs import Logs
 from tests.support.machines import Cluster, open_again, open_cluster
 
+WAIT_S = 60.0
 SIZES = [2_000, 5_000, 40_000, 300_000]
 
 
@@ -287,6 +289,37 @@ async def test_two_collectors_at_once_and_a_member_down_leave_nothing_behind(
         cluster.machines["m1"].switch(on=True)
         await cluster.set_health("m1", "up")
         await cluster.settle()
+        assert cluster.found() == {}
+        assert await cluster.count(keyspace.STRAY) == 0
+
+
+async def test_what_is_being_collected_is_neither_missing_nor_an_orphan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_cluster(tmp_path, members=7) as cluster:
+        await fill(cluster)
+        for number in range(12):
+            await cluster.engine.delete("bucket", f"{number}")
+        cluster.clock.advance(60)
+        node = cluster.pool.get(cluster.pool.ids()[0])
+        assert node is not None
+        really_delete, deleted, looked = node.delete, trio.Event(), trio.Event()
+
+        async def delete(fragments: Sequence[FragmentId]) -> None:
+            await really_delete(fragments)
+            deleted.set()
+            await looked.wait()
+
+        monkeypatch.setattr(node, "delete", delete)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(collect, cluster.store, grace_s=0))
+            with trio.fail_after(WAIT_S):
+                await deleted.wait()
+            census = await take_census(cluster.store)
+            report = await cluster.engine.fsck(deep=True)
+            looked.set()
+        assert (census.missing, census.chunks_unreadable, census.orphans) == (0, 0, 0)
+        assert report.clean, report.problems
         assert cluster.found() == {}
         assert await cluster.count(keyspace.STRAY) == 0
 
