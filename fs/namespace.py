@@ -10,6 +10,7 @@ import errno
 import stat as modes
 
 import pyfuse3
+import trio
 
 from engine.errors import EngineError, PreconditionFailed
 from engine.types import NO_CONDITIONS, Conditions
@@ -26,6 +27,8 @@ class Namespace:
     def __init__(self, view: View, writing: Writing) -> None:
         self._view = view
         self._writing = writing
+        self._renaming = trio.Lock()
+        """Held while a directory is renamed."""
 
     async def _found(self, parent: Node, name: bytes) -> Found:
         """Raises Refused: ENOENT."""
@@ -221,10 +224,12 @@ class Namespace:
             raise Refused(errno.EINVAL)
         if target is not None:
             await self._check_empty(target.node)
-        try:
-            await self._view.engine.rename_tree(node.bucket, node.key, new_prefix)
-        except PreconditionFailed:
-            raise Refused(errno.ENOTEMPTY) from None
-        self._view.table.move(node, new_prefix)
+        # What is committed meanwhile would be left behind.
+        async with self._renaming, self._writing.held_below(node):
+            try:
+                await self._view.engine.rename_tree(node.bucket, node.key, new_prefix)
+            except PreconditionFailed:
+                raise Refused(errno.ENOTEMPTY) from None
+            self._view.table.move(node, new_prefix)
         if target is not None:
             target.node.unlinked = True

@@ -11,6 +11,8 @@ import mimetypes
 import os
 import stat as modes
 import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -91,6 +93,8 @@ class Writing:
         self._view = view
         self._closing: dict[Node, trio.Event] = {}
         """Files whose draft commits with the last close, when nobody waits for it."""
+        self._ending: dict[Node, Draft] = {}
+        """Their drafts."""
         self._types = mimetypes.MimeTypes()
         self._quotas = Quotas(view.engine)
         base_reading = _BaseReading(view)
@@ -217,11 +221,12 @@ class Writing:
         # Taken off first: who opens the file from now on waits, and then begins anew.
         node.draft = None
         closed = self._closing[node] = trio.Event()
+        self._ending[node] = draft
         self._view.settling.add(node)
         try:
             await draft.aclose()
         finally:
-            del self._closing[node]
+            del self._closing[node], self._ending[node]
             self._view.settling.discard(node)
             closed.set()
             self._view.unsaved.discard(node)
@@ -230,6 +235,28 @@ class Writing:
         """Return once no draft of the node is committing after its last close."""
         while (closed := self._closing.get(node)) is not None:
             await closed.wait()
+
+    @asynccontextmanager
+    async def held_below(self, directory: Node) -> AsyncGenerator[None, None]:
+        """Nothing below the directory is committed while the block runs. One task at a time."""
+        held: dict[Draft, None] = {}
+        try:
+            while fresh := [draft for draft in self._drafts_below(directory) if draft not in held]:
+                for draft in fresh:
+                    await draft.lock.acquire()
+                    held[draft] = None
+            yield
+        finally:
+            for draft in held:
+                draft.lock.release()
+
+    def _drafts_below(self, directory: Node) -> list[Draft]:
+        drafts = [(node, node.draft) for node in self._view.table if node.draft is not None]
+        return [
+            draft
+            for node, draft in [*drafts, *self._ending.items()]
+            if node.bucket_id == directory.bucket_id and node.key.startswith(directory.key)
+        ]
 
     # New files
 
@@ -270,6 +297,8 @@ class Writing:
         # A file that waits for its last close to be committed has its place already.
         waiting = sum(node.bucket == place.bucket for node in view.unsaved)
         await self._quotas.check(place.bucket, 0, 1 + waiting)
+        if not place.text.startswith(parent.key):
+            raise Refused(errno.ESTALE)  # renamed meanwhile: the kernel asks again
         known = view.known_file(path.bucket.bucket_id, place.text)
         if known is not None and known.handles:
             view.table.detach(known)  # a file that is gone and still open
