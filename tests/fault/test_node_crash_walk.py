@@ -29,7 +29,7 @@ from tests.support.drives import (
     reopen,
 )
 
-WALKS, WALKS_SOAK = 60, 2_000
+WALKS, WALKS_SOAK = 150, 20_000
 LIVES = 4
 STEPS_MAX = 30
 FRAGMENTS = 12
