@@ -89,7 +89,7 @@ class Engine:
         return await self._buckets.get(name)
 
     async def delete_bucket(self, name: str) -> None:
-        """Uploads under way are aborted. Raises NoSuchBucket, BucketNotEmpty (versions, markers)."""
+        """Abort the uploads under way. Raises NoSuchBucket, BucketNotEmpty (versions, markers)."""
         await self._buckets.delete(name)
 
     async def list_buckets(
