@@ -98,8 +98,8 @@ class Node:
         """The kernel may know the size of another version than that for which it stands; who
         opens the file sees to it."""
         self.size_unsure = False
-        """The kernel may go by another size than the file's: it was not told since that changed
-        without its doing."""
+        """The file's size has changed without the kernel's doing, so it may go by another one. For
+        good: it drops answers to GETATTR that a notice overtakes, and nobody sees which."""
         self.dropping = 0
         """Open files whose ``open`` told the kernel to forget its pages, which it may not have
         done yet: nothing was heard of them since."""

@@ -205,7 +205,6 @@ class Operations(pyfuse3.Operations):
             found = await self._versions.describe(node)
         else:
             found = await self._view.describe(node)
-        node.size_unsure = False
         return self._entry(found.node, found.stat, epoch)
 
     def _describes_at_once(self, inode: int, ctx: RequestContext) -> bool:
