@@ -19,6 +19,8 @@ from engine.types import CensusStatus, DriveStatus, MemberStatus, StoreStatus
 
 NOTHING = Space(total=0, free=0, live=0, dead=0, fragments=0)
 ANSWER_S_MAX = 3.0
+FULL_BELOW = 1 << 20
+"""A drive that has less to give is full: few of the smallest fragments find room in it."""
 
 
 async def store_status(store: Store) -> StoreStatus:
@@ -156,7 +158,7 @@ async def _look(store: Store, node_id: NodeId, record: NodeRecord) -> tuple[str,
                 space = None
     if space is None:
         return "failed", NOTHING
-    return "full" if space.free <= 0 and record.state == "up" else record.state, space
+    return "full" if space.free < FULL_BELOW and record.state == "up" else record.state, space
 
 
 async def node_counters(store: Store, node_id: NodeId) -> dict[str, int]:
