@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -13,6 +14,10 @@ from tests.support.logs import Logs
 # An example that takes long on a busy machine is no failure. All else stays as it was chosen.
 settings.register_profile("patient", settings.default, deadline=None)
 settings.load_profile("patient")
+
+# A shell ignores SIGINT in what it runs in the background, and so would all that tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
