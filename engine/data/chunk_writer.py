@@ -429,7 +429,7 @@ class ChunkWriter:
         left = len(self._open) if durable is None else durable
         if left < self._required:
             if self._only_full:
-                raise NoSpace
+                raise NoSpace(f"{left} of {self._required} drives that a write needs have room")
             raise Unavailable(f"{left} of {self._required} nodes that a write needs")
 
     async def _commit_one(self, index: int, fragment: _Fragment) -> bool:
