@@ -95,7 +95,7 @@ class _Tail:
     gone: set[int] = field(default_factory=set)
     """Offsets of needles that had been in the index and were removed."""
     full: bool = False
-    """The drive has no room to mark the end: nothing more is written to the volume."""
+    """The drive has no room to mark what was lost: nothing more is written to the volume."""
 
 
 class Recovery:
@@ -262,9 +262,15 @@ class Recovery:
     def _fill(self, fd: int, tail: _Tail, gaps: list[Damage]) -> None:
         """Say that there is nothing where headers were lost before they were durable: what is
         written behind them from now on would say that they had been."""
-        for gap in gaps:
-            header = pack_header(FILLER, tail.row.uuid, gap.offset, NO_FRAGMENT, gap.size)
-            write_all(self._disk, fd, [header + BLANK], gap.offset)
+        try:
+            for gap in gaps:
+                header = pack_header(FILLER, tail.row.uuid, gap.offset, NO_FRAGMENT, gap.size)
+                write_all(self._disk, fd, [header + BLANK], gap.offset)
+        except OSError as error:
+            if error.errno not in FULL_ERRORS:
+                raise
+            tail.full = True
+            return
         if gaps:
             self._disk.fdatasync(fd)
 
@@ -289,12 +295,8 @@ class Recovery:
         if tail.end < end:
             self.report.given_up_bytes += end - tail.end
             rest = Damage(tail.row.number, tail.end, end - tail.end, "tail")
-            try:
-                self._fill(fd, tail, [rest])
-            except OSError as error:
-                if error.errno not in FULL_ERRORS:
-                    raise
-                tail.full = True
+            self._fill(fd, tail, [rest])
+            if tail.full:
                 return
             begin = (tail.end + NEEDLE_OVERHEAD + PAGE - 1) & -PAGE
             if begin < end & -PAGE:

@@ -335,6 +335,24 @@ def test_torn_tail_is_given_up_and_never_written_to_again(tmp_path: Path) -> Non
     drive.close()
 
 
+def test_full_drive_with_a_torn_tail_is_opened_and_its_volume_left_alone(tmp_path: Path) -> None:
+    filled(tmp_path)
+    (volume,) = (tmp_path / "volumes").iterdir()
+    size = (volume.stat().st_size + 511) // 512 * 512
+    with volume.open("ab") as file:
+        file.truncate(size)
+        file.write(b"LdNd" + b"\xff" * 3_000)
+    disk = FaultDisk(Fault("pwritev", errno.ENOSPC, count=-1, path=VOLUMES))
+    drive = reopen(tmp_path, disk)
+    assert drive.report.damage == []
+    assert len(everything(drive)) == 7
+    assert drive.index.volumes()[1].state == READ_ONLY
+    disk.faults = []
+    put(drive, fragment(20), b"x")
+    assert volume.stat().st_size == size + 3_004
+    drive.close()
+
+
 def test_copy_of_a_volume_stored_as_an_object_is_not_taken_for_needles(tmp_path: Path) -> None:
     filled(tmp_path)
     drive = reopen(tmp_path)
